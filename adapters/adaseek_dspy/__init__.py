@@ -1,0 +1,1 @@
+"""AdaSeek for DSPy."""

@@ -1,0 +1,1 @@
+"""AdaSeek's side of vLLM. Importing this package imports nothing of vLLM."""

@@ -1,0 +1,1 @@
+"""AdaSeek: adaptive hierarchical tuning of gen-AI workflows."""
