@@ -1,0 +1,27 @@
+"""One JSON form per value, so that equal content has equal fingerprints."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from typing import Any  # JSON values have no narrower type
+
+__all__ = ["canonical_json", "fingerprint"]
+
+
+def canonical_json(value: Any) -> str:
+    """Returns `value` as JSON with sorted keys and no spaces.
+
+    Raises:
+        TypeError: if `value` holds something that JSON has no form for.
+        ValueError: if `value` holds NaN or an infinity.
+    """
+    return json.dumps(
+        value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False
+    )
+
+
+def fingerprint(value: Any, *, length: int = 16) -> str:
+    """Returns the first `length` hex digits of the SHA-256 of the canonical JSON of `value`."""
+    digest = hashlib.sha256(canonical_json(value).encode()).hexdigest()
+    return digest[:length]

@@ -1,0 +1,311 @@
+"""The recipe: the tuned settings of a workflow's steps, and the only artifact that tuning leaves.
+
+A recipe is JSON that a person can read and review. It holds no secret and no framework object,
+and it knows the steps it was made for, so that it is never applied to another program by mistake.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field, fields, replace
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, Literal  # Any: demos and parameters hold JSON values
+
+from adaseek._canonical import fingerprint
+from adaseek.errors import ConfigurationError, RecipeMismatchError, choices
+from adaseek.workflow import ModelRef, Step, Workflow
+
+__all__ = ["SCHEMA_VERSION", "Demo", "Ensemble", "Recipe", "Setting", "member_id"]
+
+SCHEMA_VERSION = 1
+"""Version of the JSON layout; raised when an older reader would misread a newer file."""
+
+Reasoning = Literal["off", "chain_of_thought", "plan"]
+Aggregate = Literal["majority", "judge", "best_of"]
+
+
+@dataclass(frozen=True)
+class Demo:
+    """One worked example shown to a step: its input and output fields by name, as JSON values.
+
+    `source` is the id of the training example that it was harvested from; a run on that example
+    never sees it (`Recipe.for_example`).
+    """
+
+    values: Mapping[str, Any]
+    source: str = ""
+
+
+@dataclass(frozen=True)
+class Ensemble:
+    """A step run `num_members` times, its answers combined.
+
+    Each member is a step of its own, `member_id(step, i)`, which may have its own setting. The
+    judge of `judge` is the step `member_id(step, "judge")`. `best_of` takes the answer that the
+    user's reward function scores highest.
+    """
+
+    num_members: int
+    aggregate: Aggregate = "majority"
+    temperature: float = 0.7
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What changes at one step. A field that is None leaves the program as it is.
+
+    Attributes:
+        instructions: the new task description.
+        demos: the worked examples to show, in this order; an empty tuple removes the user's own.
+        reasoning: `chain_of_thought` and `plan` make the step write reasoning before it answers.
+        model: the model to call.
+        params: sampling parameters (temperature, max_tokens ...).
+        ensemble: run several members and combine their answers.
+        steps: replaces this step by several, in this order (step id suffix -> setting).
+        engine: serving options that the step asks for (used by `adaseek serve --recipe`).
+    """
+
+    instructions: str | None = None
+    demos: tuple[Demo, ...] | None = None
+    reasoning: Reasoning | None = None
+    model: ModelRef | None = None
+    params: Mapping[str, Any] | None = None
+    ensemble: Ensemble | None = None
+    steps: Mapping[str, Setting] | None = None
+    engine: Mapping[str, Any] | None = None
+
+    @property
+    def is_empty(self) -> bool:
+        return all(getattr(self, f.name) is None for f in fields(self))
+
+    def merge(self, other: Setting) -> Setting:
+        """Returns this setting with every field that `other` sets taken from `other`."""
+        changed = {f.name: getattr(other, f.name) for f in fields(other)}
+        return replace(self, **{name: v for name, v in changed.items() if v is not None})
+
+    def to_json(self) -> dict[str, Any]:
+        """Returns the fields that are set, as JSON values."""
+        body: dict[str, Any] = {}
+        for name in (f.name for f in fields(self)):
+            value = getattr(self, name)
+            if value is None:
+                continue
+            if name == "demos":
+                body[name] = [{"values": dict(d.values), "source": d.source} for d in value]
+            elif name in ("model", "ensemble"):
+                body[name] = asdict(value)
+            elif name == "steps":
+                body[name] = {key: setting.to_json() for key, setting in value.items()}
+            else:
+                body[name] = dict(value) if isinstance(value, Mapping) else value
+        return body
+
+    @classmethod
+    def from_json(cls, body: Mapping[str, Any]) -> Setting:
+        """Returns the setting that `to_json` wrote.
+
+        Raises:
+            ConfigurationError: for a field that this version does not know.
+        """
+        known = {f.name for f in fields(cls)}
+        for name in body:
+            if name not in known:
+                raise ConfigurationError(
+                    f"The setting `{name}` is unknown; known are {choices(sorted(known))}. "
+                    "The recipe may come from a newer adaseek: upgrade, or remove the field."
+                )
+        values = dict(body)
+        if "demos" in values:
+            values["demos"] = tuple(Demo(d["values"], d.get("source", "")) for d in body["demos"])
+        if "model" in values:
+            values["model"] = ModelRef(**body["model"])
+        if "ensemble" in values:
+            values["ensemble"] = Ensemble(**body["ensemble"])
+        if "steps" in values:
+            values["steps"] = {k: cls.from_json(v) for k, v in body["steps"].items()}
+        return cls(**values)
+
+
+def member_id(step: str, member: int | str) -> str:
+    """Returns the step id of one member (or of the `judge`) of the ensemble at `step`."""
+    return f"{step}#{member}"
+
+
+def owner_id(step: str) -> str:
+    """Returns the id of the step in the user's program that `step` belongs to."""
+    return step.partition("#")[0]
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Tuned settings by step id, with what is needed to apply them to the right program.
+
+    Attributes:
+        settings: step id -> setting. Steps that keep their original behaviour are absent.
+        workflow: fingerprint of the workflow that the recipe was made for; empty: not bound.
+        steps: step id -> fingerprint, for every step of that workflow that `settings` touches.
+        scores: objective -> value with its confidence interval, as measured.
+        made_with: versions and options of the run that made it, for people to read.
+    """
+
+    settings: Mapping[str, Setting] = field(default_factory=dict)
+    workflow: str = ""
+    steps: Mapping[str, str] = field(default_factory=dict)
+    scores: Mapping[str, Any] = field(default_factory=dict)
+    made_with: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        settings = {k: v for k, v in sorted(self.settings.items()) if not v.is_empty}
+        object.__setattr__(self, "settings", MappingProxyType(settings))
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether applying this recipe changes nothing."""
+        return not self.settings
+
+    @property
+    def fingerprint(self) -> str:
+        """Hash of the settings alone: equal recipes behave equally on the same workflow."""
+        return fingerprint({step: s.to_json() for step, s in self.settings.items()}, length=32)
+
+    def setting(self, step: str) -> Setting:
+        """Returns the setting of `step`, an empty one if the recipe leaves it alone."""
+        return self.settings.get(step, _EMPTY)
+
+    def for_example(self, example_id: str) -> Recipe:
+        """Returns this recipe without the demos that were harvested from `example_id`.
+
+        A demo that shows the very example being scored would leak its answer.
+        """
+        settings = {step: _without(s, example_id) for step, s in self.settings.items()}
+        if all(settings[step] is s for step, s in self.settings.items()):
+            return self
+        return replace(self, settings=settings)
+
+    def bind(self, workflow: Workflow) -> Recipe:
+        """Returns a copy that may only be applied to `workflow`."""
+        touched = {owner_id(step) for step in self.settings}
+        steps = {step: workflow.steps[step].fingerprint for step in sorted(touched)}
+        return replace(self, workflow=workflow.fingerprint, steps=steps)
+
+    def check(self, workflow: Workflow) -> None:
+        """Raises unless this recipe may be applied to `workflow`.
+
+        A recipe fits when every step that it touches exists unchanged: a change elsewhere in the
+        program does not invalidate it.
+
+        Raises:
+            RecipeMismatchError: with one line per difference.
+        """
+        lines = list(_differences(self, workflow.steps))
+        if lines:
+            raise RecipeMismatchError(
+                "The recipe was made for another version of this program:\n  "
+                + "\n  ".join(lines)
+                + "\nTune again, or apply it to the program it was made for."
+            )
+
+    def diff(self, other: Recipe) -> tuple[str, ...]:
+        """Returns one readable line per setting that differs from `other`, by step."""
+        lines: list[str] = []
+        for step in sorted(set(self.settings) | set(other.settings)):
+            mine, theirs = self.setting(step).to_json(), other.setting(step).to_json()
+            lines.extend(
+                f"{step}.{name}: {_short(mine.get(name))} -> {_short(theirs.get(name))}"
+                for name in sorted(mine.keys() | theirs.keys())
+                if mine.get(name) != theirs.get(name)
+            )
+        return tuple(lines)
+
+    def to_json(self) -> dict[str, Any]:
+        """Returns this recipe as JSON values."""
+        return {
+            "schema": SCHEMA_VERSION,
+            "workflow": self.workflow,
+            "steps": dict(self.steps),
+            "settings": {step: setting.to_json() for step, setting in self.settings.items()},
+            "scores": dict(self.scores),
+            "made_with": dict(self.made_with),
+        }
+
+    @classmethod
+    def from_json(cls, body: Mapping[str, Any]) -> Recipe:
+        """Returns the recipe that `to_json` wrote.
+
+        Raises:
+            RecipeMismatchError: if it was written in a layout that this version cannot read.
+            ConfigurationError: if it is not a recipe, or has an unknown setting.
+        """
+        schema = body.get("schema") if isinstance(body, Mapping) else None
+        if schema is None or "settings" not in body:
+            raise ConfigurationError("This is not a recipe: `schema` or `settings` is missing.")
+        if schema != SCHEMA_VERSION:
+            raise RecipeMismatchError(
+                f"The recipe's `schema` is {schema!r}, but this adaseek reads {SCHEMA_VERSION}. "
+                "Use the adaseek version that wrote it (see `made_with`), or tune again."
+            )
+        return cls(
+            settings={step: Setting.from_json(s) for step, s in body["settings"].items()},
+            workflow=body.get("workflow", ""),
+            steps=dict(body.get("steps", {})),
+            scores=dict(body.get("scores", {})),
+            made_with=dict(body.get("made_with", {})),
+        )
+
+    def save(self, path: str | os.PathLike[str]) -> Path:
+        """Writes this recipe to `path` in one step (never a half-written file) and returns it."""
+        target = Path(path)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        text = json.dumps(self.to_json(), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+        with tempfile.NamedTemporaryFile(
+            "w", dir=target.parent, prefix=target.name, delete=False, encoding="utf-8"
+        ) as file:
+            file.write(text)
+        Path(file.name).replace(target)
+        return target
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> Recipe:
+        """Returns the recipe in the file `path`, or in the run directory `path`.
+
+        Raises:
+            ConfigurationError: if there is no such file, or it is not a recipe.
+        """
+        file = Path(path)
+        if file.is_dir():
+            file = file / "recipe.json"
+        try:
+            body = json.loads(file.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            raise ConfigurationError(f"`path` is {str(file)!r}, but no such file exists.") from None
+        except json.JSONDecodeError as error:
+            raise ConfigurationError(f"{file} is not JSON: {error}.") from None
+        return cls.from_json(body)
+
+
+_EMPTY = Setting()
+
+
+def _without(setting: Setting, example_id: str) -> Setting:
+    if not setting.demos or all(demo.source != example_id for demo in setting.demos):
+        return setting
+    return replace(setting, demos=tuple(d for d in setting.demos if d.source != example_id))
+
+
+def _differences(recipe: Recipe, steps: Mapping[str, Step]) -> Iterable[str]:
+    for step in sorted({owner_id(step) for step in recipe.settings} | set(recipe.steps)):
+        if step not in steps:
+            yield f"step `{step}` is gone (the program has {choices(steps) or 'no steps'})"
+        elif step in recipe.steps and recipe.steps[step] != steps[step].fingerprint:
+            signature = steps[step].signature
+            now = signature.instructions if signature else ""
+            yield f"step `{step}` has changed (instructions or fields); it is now: {_short(now)}"
+
+
+def _short(value: Any, limit: int = 80) -> str:
+    text = "unchanged" if value is None else json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= limit else text[: limit - 3] + "..."
