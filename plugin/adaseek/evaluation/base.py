@@ -3,13 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any, Protocol  # Any: framework objects pass through unseen
 
 from adaseek.recipe import Recipe
 from adaseek.workflow import Call, Example, ModelRef, Score, Trace, Usage
 
-__all__ = ["CallMemo", "CallRecord", "Evaluation", "Evaluator", "Metric", "RunContext", "Task"]
+__all__ = [
+    "CallMemo",
+    "CallRecord",
+    "Evaluation",
+    "Evaluator",
+    "Gate",
+    "Metric",
+    "RunContext",
+    "Task",
+]
 
 Metric = Callable[[Example, Trace], "Score | float | bool"]
 """A metric over core types; adapters wrap the user's own metric into one."""
@@ -41,10 +51,20 @@ class CallMemo(Protocol):
     def put(self, key: str, record: CallRecord) -> None: ...
 
 
+class Gate(Protocol):
+    """Limits how many real model requests an endpoint gets at once (thread-safe).
+
+    An adapter wraps each request that is not answered from memo or cache, and lets the exception
+    of a refused request (HTTP 429 and alike) pass through, so that the other threads back off.
+    """
+
+    def slot(self, endpoint: str) -> AbstractContextManager[None]: ...
+
+
 @dataclass(frozen=True)
 class RunContext:
     """What one workflow run may use. Adapters get it; nothing in it is shared mutable state
-    but the memo.
+    but the memo and the gate.
 
     Attributes:
         models: model key (`ModelRef.key`) -> the framework's model object.
@@ -54,6 +74,7 @@ class RunContext:
         use_cache: whether the framework's own response cache may answer.
         timeout_s: longest time for the run, or None.
         price: turns the usage of one call into USD, None if unknown.
+        gate: to be entered around each real model request, or None for no limit.
     """
 
     models: Mapping[str, Any] = field(default_factory=dict)
@@ -63,6 +84,7 @@ class RunContext:
     use_cache: bool = False
     timeout_s: float | None = None
     price: Callable[[ModelRef, Usage, float], float | None] | None = None
+    gate: Gate | None = None
 
 
 @dataclass(frozen=True)
