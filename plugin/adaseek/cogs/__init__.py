@@ -1,0 +1,35 @@
+"""Cogs: the tuning methods, one file each, and the search space that they span."""
+
+from adaseek.cogs.base import Cog, CogContext, Completion, DynamicCog, Option, Proposer, Run
+from adaseek.cogs.ensemble import EnsembleCog
+from adaseek.cogs.model import ModelCog
+from adaseek.cogs.params import ParamsCog
+from adaseek.cogs.reasoning import ReasoningCog
+from adaseek.cogs.space import OptionTable, Refusal, build_space
+
+__all__ = [
+    "Cog",
+    "CogContext",
+    "Completion",
+    "DynamicCog",
+    "EnsembleCog",
+    "ModelCog",
+    "Option",
+    "OptionTable",
+    "ParamsCog",
+    "Proposer",
+    "ReasoningCog",
+    "Refusal",
+    "Run",
+    "build_space",
+    "default_cogs",
+]
+
+
+def default_cogs() -> tuple[Cog, ...]:
+    """Returns the cogs of a run that names none: everything that needs no choice of the user.
+
+    `ModelCog` has nothing to choose from without a model menu; `ParamsCog` needs values and is
+    therefore not among them.
+    """
+    return (EnsembleCog(), ModelCog(), ReasoningCog())

@@ -28,12 +28,15 @@ class Option:
         members: ids of the steps that exist only under this option (an ensemble's copies); they
             take the place of the step for every cog of the inner layers.
         expected_cost: workflow cost relative to the original step, e.g. 3.0 for three copies.
+        label: what reports call it; empty: its key. An added option keeps its label when the
+            search gives it the key of a slot.
     """
 
     key: str
     setting: Setting = field(default_factory=Setting)
     members: tuple[Step, ...] = ()
     expected_cost: float = 1.0
+    label: str = ""
 
 
 @dataclass(frozen=True)
