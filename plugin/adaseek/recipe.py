@@ -8,18 +8,19 @@ from __future__ import annotations
 
 import json
 import os
-import tempfile
+import uuid
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
-from types import MappingProxyType
-from typing import Any, Literal  # Any: demos and parameters hold JSON values
+from typing import Any, Literal, TypeVar, get_args  # Any: demos and parameters hold JSON values
 
 from adaseek._canonical import fingerprint
-from adaseek.errors import ConfigurationError, RecipeMismatchError, choices
+from adaseek.errors import ConfigurationError, RecipeMismatchError, choices, require
 from adaseek.workflow import ModelRef, Step, Workflow
 
-__all__ = ["SCHEMA_VERSION", "Demo", "Ensemble", "Recipe", "Setting", "member_id"]
+__all__ = ["SCHEMA_VERSION", "Demo", "Ensemble", "Recipe", "Setting", "member_id", "owner_id"]
+
+Value = TypeVar("Value")
 
 SCHEMA_VERSION = 1
 """Version of the JSON layout; raised when an older reader would misread a newer file."""
@@ -46,12 +47,18 @@ class Ensemble:
 
     Each member is a step of its own, `member_id(step, i)`, which may have its own setting. The
     judge of `judge` is the step `member_id(step, "judge")`. `best_of` takes the answer that the
-    user's reward function scores highest.
+    user's reward function named `reward` scores highest.
     """
 
     num_members: int
     aggregate: Aggregate = "majority"
     temperature: float = 0.7
+    reward: str = ""
+
+    def __post_init__(self) -> None:
+        require(self.num_members >= 1, "num_members", self.num_members, "must be >= 1")
+        rule = f"must be one of {choices(get_args(Aggregate))}"
+        require(self.aggregate in get_args(Aggregate), "aggregate", self.aggregate, rule)
 
 
 @dataclass(frozen=True)
@@ -78,13 +85,25 @@ class Setting:
     steps: Mapping[str, Setting] | None = None
     engine: Mapping[str, Any] | None = None
 
+    def __post_init__(self) -> None:
+        known = get_args(Reasoning)
+        valid = self.reasoning is None or self.reasoning in known
+        require(valid, "reasoning", self.reasoning, f"must be one of {choices(known)}")
+
     @property
     def is_empty(self) -> bool:
         return all(getattr(self, f.name) is None for f in fields(self))
 
     def merge(self, other: Setting) -> Setting:
-        """Returns this setting with every field that `other` sets taken from `other`."""
+        """Returns this setting with every field that `other` sets taken from `other`.
+
+        `params` and `engine` are merged by name: two cogs may each set a parameter of their own.
+        """
         changed = {f.name: getattr(other, f.name) for f in fields(other)}
+        for name in ("params", "engine"):
+            mine, theirs = getattr(self, name), changed[name]
+            if mine is not None and theirs is not None:
+                changed[name] = {**mine, **theirs}
         return replace(self, **{name: v for name, v in changed.items() if v is not None})
 
     def to_json(self) -> dict[str, Any]:
@@ -109,7 +128,7 @@ class Setting:
         """Returns the setting that `to_json` wrote.
 
         Raises:
-            ConfigurationError: for a field that this version does not know.
+            ConfigurationError: for a field or a value that this version does not know.
         """
         known = {f.name for f in fields(cls)}
         for name in body:
@@ -120,11 +139,11 @@ class Setting:
                 )
         values = dict(body)
         if "demos" in values:
-            values["demos"] = tuple(Demo(d["values"], d.get("source", "")) for d in body["demos"])
+            values["demos"] = tuple(_read(Demo, "demos", demo) for demo in body["demos"])
         if "model" in values:
-            values["model"] = ModelRef(**body["model"])
+            values["model"] = _read(ModelRef, "model", body["model"])
         if "ensemble" in values:
-            values["ensemble"] = Ensemble(**body["ensemble"])
+            values["ensemble"] = _read(Ensemble, "ensemble", body["ensemble"])
         if "steps" in values:
             values["steps"] = {k: cls.from_json(v) for k, v in body["steps"].items()}
         return cls(**values)
@@ -159,8 +178,10 @@ class Recipe:
     made_with: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        # A plain dict, not a mappingproxy: recipes are pickled (to other machines) and deep-copied
+        # (with the program that carries them), and a mappingproxy refuses both.
         settings = {k: v for k, v in sorted(self.settings.items()) if not v.is_empty}
-        object.__setattr__(self, "settings", MappingProxyType(settings))
+        object.__setattr__(self, "settings", settings)
 
     @property
     def is_empty(self) -> bool:
@@ -261,12 +282,13 @@ class Recipe:
         target = Path(path)
         target.parent.mkdir(parents=True, exist_ok=True)
         text = json.dumps(self.to_json(), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
-        with tempfile.NamedTemporaryFile(
-            "w", dir=target.parent, prefix=target.name, delete=False, encoding="utf-8"
-        ) as file:
-            file.write(text)
-        Path(file.name).replace(target)
-        return target
+        # Not `tempfile`: its files are readable by their owner only, and a recipe is for sharing.
+        partial = target.with_name(f"{target.name}.{uuid.uuid4().hex}.part")
+        try:
+            partial.write_text(text, encoding="utf-8")
+            return partial.replace(target)
+        finally:
+            partial.unlink(missing_ok=True)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Recipe:
@@ -290,10 +312,25 @@ class Recipe:
 _EMPTY = Setting()
 
 
+def _read(kind: type[Value], name: str, body: Mapping[str, Any]) -> Value:
+    try:
+        return kind(**body)
+    except TypeError as error:
+        raise ConfigurationError(
+            f"The setting `{name}` is {_short(body)}, which cannot be read: {error}. "
+            "The recipe may come from a newer adaseek: upgrade, or correct the value."
+        ) from None
+
+
 def _without(setting: Setting, example_id: str) -> Setting:
-    if not setting.demos or all(demo.source != example_id for demo in setting.demos):
-        return setting
-    return replace(setting, demos=tuple(d for d in setting.demos if d.source != example_id))
+    """Returns `setting` itself if nothing in it, or in its own steps, comes from `example_id`."""
+    if any(demo.source == example_id for demo in setting.demos or ()):
+        demos = tuple(d for d in setting.demos or () if d.source != example_id)
+        setting = replace(setting, demos=demos)
+    steps = {name: _without(step, example_id) for name, step in (setting.steps or {}).items()}
+    if any(steps[name] is not step for name, step in (setting.steps or {}).items()):
+        setting = replace(setting, steps=steps)
+    return setting
 
 
 def _differences(recipe: Recipe, steps: Mapping[str, Step]) -> Iterable[str]:

@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
-from types import MappingProxyType
 from typing import Any, Literal  # Any: inputs and outputs belong to the user's program
 
 from adaseek._canonical import fingerprint
@@ -152,7 +151,8 @@ class Workflow:
     notes: tuple[Note, ...] = ()
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "steps", MappingProxyType(dict(self.steps)))
+        # A plain dict: a mappingproxy can be neither pickled nor deep-copied.
+        object.__setattr__(self, "steps", dict(self.steps))
 
     @property
     def fingerprint(self) -> str:
