@@ -105,21 +105,21 @@ class Space:
         require(added <= self.dimension(name).num_slots, "count", count, "more slots than declared")
         return Space(self.dimensions, {**self.added, name: added})
 
-    def size(self) -> int:
-        """Returns how many distinct configs can be evaluated now."""
-        return self._size(0, {})
+    def size(self, within: Config | None = None) -> int:
+        """Returns how many distinct configs with the values `within` can be evaluated now."""
+        return self._size(0, {}, within or {})
 
-    def _size(self, index: int, config: dict[str, str]) -> int:
+    def _size(self, index: int, config: dict[str, str], within: Config) -> int:
         if index == len(self.dimensions):
             return 1
         dimension = self.dimensions[index]
         if not self.is_active(dimension, config):
-            return self._size(index + 1, config)
-        is_parent = any(d.parent == dimension.name for d in self.dimensions)
-        options = self.options(dimension.name)
-        if not is_parent:
-            return len(options) * self._size(index + 1, config)
-        return sum(self._size(index + 1, {**config, dimension.name: o}) for o in options)
+            return self._size(index + 1, config, within)
+        name = dimension.name
+        options = (within[name],) if name in within else self.options(name)
+        if all(d.parent != name for d in self.dimensions):
+            return len(options) * self._size(index + 1, config, within)
+        return sum(self._size(index + 1, {**config, name: o}, within) for o in options)
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,74 @@
+"""Dominance, fronts and hypervolume over points whose every coordinate is to be minimised.
+
+Quality enters negated (`search.records`), so one rule serves every objective. Sizes here are a
+few hundred points in at most three dimensions: clarity comes before asymptotics.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+__all__ = ["dominates", "front", "hypervolume", "hypervolume_contributions", "rank"]
+
+Points = NDArray[np.float64]  # [num_points, num_objectives], smaller is better
+
+
+def dominates(a: Sequence[float], b: Sequence[float]) -> bool:
+    """Returns whether `a` is nowhere worse than `b` and somewhere better."""
+    pairs = list(zip(a, b, strict=True))
+    return all(x <= y for x, y in pairs) and any(x < y for x, y in pairs)
+
+
+def front(points: Points) -> NDArray[np.bool_]:
+    """Returns [num_points] bool: which points no other point dominates; equal points all stay."""
+    no_worse = (points[:, None, :] <= points[None, :, :]).all(axis=2)
+    better = (points[:, None, :] < points[None, :, :]).any(axis=2)
+    return np.asarray(~(no_worse & better).any(axis=0))
+
+
+def rank(points: Points) -> NDArray[np.intp]:
+    """Returns [num_points] int: 0 for the front, 1 for the front of the rest, and so on."""
+    ranks = np.full(len(points), -1, dtype=np.intp)
+    level = 0
+    while (left := np.flatnonzero(ranks < 0)).size:
+        ranks[left[front(points[left])]] = level
+        level += 1
+    return ranks
+
+
+def hypervolume(points: Points, reference: Sequence[float] | NDArray[np.float64]) -> float:
+    """Returns the volume dominated by `points` and bounded by `reference`.
+
+    Slices along the last coordinate, so it is exact in any dimension; points that are not
+    strictly better than `reference` everywhere add nothing.
+    """
+    bound = np.asarray(reference, dtype=np.float64)
+    inside = points[(points < bound).all(axis=1)] if len(points) else points
+    if not len(inside):
+        return 0.0
+    if inside.shape[1] == 1:
+        return float(bound[0] - inside.min())
+    inside = inside[np.argsort(inside[:, -1], kind="stable")]
+    if inside.shape[1] == 2:
+        lowest = np.minimum.accumulate(inside[:, 0])
+        return float(((bound[0] - lowest) * np.diff(inside[:, 1], append=bound[1])).sum())
+    upper = np.append(inside[1:, -1], bound[-1])
+    depths = upper - inside[:, -1]
+    slices = (
+        depth * hypervolume(inside[: i + 1, :-1], bound[:-1])
+        for i, depth in enumerate(depths)
+        if depth > 0
+    )
+    return float(sum(slices))
+
+
+def hypervolume_contributions(points: Points, reference: Sequence[float]) -> NDArray[np.float64]:
+    """Returns [num_points] float: the hypervolume that would be lost without each point."""
+    total = hypervolume(points, reference)
+    alone = [
+        total - hypervolume(np.delete(points, i, axis=0), reference) for i in range(len(points))
+    ]
+    return np.asarray(alone, dtype=np.float64)
