@@ -2,6 +2,8 @@
 
 from adaseek.cogs.base import Cog, CogContext, Completion, DynamicCog, Option, Proposer, Run
 from adaseek.cogs.ensemble import EnsembleCog
+from adaseek.cogs.few_shot import FewShotCog
+from adaseek.cogs.instructions import InstructionsCog
 from adaseek.cogs.model import ModelCog
 from adaseek.cogs.params import ParamsCog
 from adaseek.cogs.reasoning import ReasoningCog
@@ -13,6 +15,8 @@ __all__ = [
     "Completion",
     "DynamicCog",
     "EnsembleCog",
+    "FewShotCog",
+    "InstructionsCog",
     "ModelCog",
     "Option",
     "OptionTable",
@@ -29,7 +33,7 @@ __all__ = [
 def default_cogs() -> tuple[Cog, ...]:
     """Returns the cogs of a run that names none: everything that needs no choice of the user.
 
-    `ModelCog` has nothing to choose from without a model menu; `ParamsCog` needs values and is
-    therefore not among them.
+    `ModelCog` has nothing to choose from without a model menu, nor `InstructionsCog` without a
+    proposal model; `ParamsCog` needs values and is therefore not among them.
     """
-    return (EnsembleCog(), ModelCog(), ReasoningCog())
+    return (EnsembleCog(), ModelCog(), ReasoningCog(), FewShotCog(), InstructionsCog())

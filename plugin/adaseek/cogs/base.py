@@ -94,19 +94,23 @@ class Cog(Protocol):
     @property
     def name(self) -> str:
         """Names the knob: `few_shot`, `model` ...; a step's dimension is `step:name`."""
+        raise NotImplementedError
 
     @property
     def family(self) -> Family:
         """The layer in which it is searched: structure (outermost), step, or weight."""
+        raise NotImplementedError
 
     def refuses(self, step: Step) -> str | None:
         """Returns why this cog may not touch `step`, as a sentence for the user, or None."""
+        raise NotImplementedError
 
     def options(self, step: Step, context: CogContext) -> Sequence[Option]:
         """Returns the options at `step`; the first leaves the step as it is.
 
         Called once before the search. Fewer than two options: there is nothing to tune.
         """
+        raise NotImplementedError
 
 
 @runtime_checkable
@@ -116,6 +120,7 @@ class DynamicCog(Cog, Protocol):
     @property
     def num_slots(self) -> int:
         """How many options it may add at one step over the whole run."""
+        raise NotImplementedError
 
     def evolve(
         self, step: Step, runs: Sequence[Run], added: Sequence[Option], context: CogContext
@@ -124,3 +129,4 @@ class DynamicCog(Cog, Protocol):
 
         Must depend on nothing but its arguments, so that a resumed run adds the same options.
         """
+        raise NotImplementedError
