@@ -1,0 +1,333 @@
+"""Records what one run of a program does: its model requests, tool calls, and whose they are."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any  # Any: DSPy is untyped
+
+import dspy
+from adaseek.evaluation.base import RunContext
+from adaseek.workflow import Call, ModelRef, StepKind, Usage, Workflow
+
+from adaseek_dspy._compat import BaseCallback, active_call_id, usage_of
+from adaseek_dspy._convert import json_value, model_reference
+
+__all__ = ["OWN_TOOLS", "Recorder", "Request", "dynamic_step"]
+
+_PRIVILEGED = frozenset({"signature", "demos", "config", "lm", "_trace"})
+"""Arguments of a predictor that are not input fields."""
+
+OWN_TOOLS = frozenset({"finish", "submit"})
+"""How DSPy's agents say that they are done; reported as tools, but no work of the user's."""
+
+_HISTORY_DEPTH = 16
+
+
+@dataclass
+class Frame:
+    """One DSPy call that encloses others: a predictor, a tool, an interpreter, or any module."""
+
+    id: str
+    parent: str | None
+    kind: StepKind | None
+    step: str
+    start_s: float
+    inputs: dict[str, Any] = field(default_factory=dict)
+    outputs: dict[str, Any] = field(default_factory=dict)
+    end_s: float = 0.0
+    error: str | None = None
+    is_predictor: bool = False
+
+
+@dataclass
+class Request:
+    """One request to a language model. `duration_s` is None if a cache answered that kept none."""
+
+    id: str
+    parent: str | None
+    model: ModelRef
+    start_s: float
+    end_s: float = 0.0
+    duration_s: float | None = 0.0
+    usage: Usage = field(default_factory=Usage)
+    cached: bool = False
+    error: str | None = None
+
+
+class Recorder(BaseCallback):  # type: ignore[misc]  # DSPy is untyped
+    """DSPy's callback for one run; thread-safe, since programs run steps in threads.
+
+    Args:
+        steps: ids of the language-model steps of the program that runs (its predictors' stages).
+        workflow: names the tools.
+    """
+
+    def __init__(self, context: RunContext, steps: frozenset[str], workflow: Workflow) -> None:
+        self.context = context
+        self._steps = steps
+        self._workflow = workflow
+        self._origin = time.perf_counter()
+        self._lock = threading.Lock()
+        self._frames: dict[str, Frame] = {}
+        self._requests: list[Request] = []
+        self._unwrapped: dict[str, tuple[Request, Any]] = {}
+
+    def now_s(self) -> float:
+        """Returns the seconds since this run began."""
+        return time.perf_counter() - self._origin
+
+    def open_request(self, lm: Any) -> Request:
+        """Returns a new request of `lm`, recorded under the call that makes it.
+
+        Raises:
+            TimeoutError: if the run has used up its time.
+        """
+        now = self.now_s()
+        limit = self.context.timeout_s
+        if limit is not None and now > limit:
+            raise TimeoutError(f"The workflow run took longer than `timeout_s`, {limit:g} s.")
+        with self._lock:
+            request = Request(
+                id=f"lm{len(self._requests)}",
+                parent=active_call_id(),
+                model=model_reference(lm),
+                start_s=now,
+            )
+            self._requests.append(request)
+        return request
+
+    def priced(self, model: ModelRef, usage: Usage, duration_s: float, own: object) -> Usage:
+        """Returns `usage` with its cost: by the price table, else the framework's own figure.
+
+        DSPy's figure is a published price, so it says nothing about an endpoint given by URL.
+        """
+        price = self.context.price
+        cost = price(model, usage, duration_s) if price is not None else None
+        if cost is None and not model.endpoint and isinstance(own, int | float):
+            cost = float(own)
+        return Usage(
+            usage.input_tokens, usage.output_tokens, usage.cached_tokens, usage.requests, cost
+        )
+
+    # -- DSPy's callback protocol ------------------------------------------------------------
+
+    def on_module_start(self, call_id: str, instance: Any, inputs: dict[str, Any]) -> None:
+        kwargs = inputs.get("kwargs") or {}
+        if isinstance(instance, dspy.Predict):
+            signature = kwargs.get("signature") or instance.signature
+            names = getattr(signature, "input_fields", {})
+            given = {k: v for k, v in kwargs.items() if k in names and k not in _PRIVILEGED}
+            step = self._step_of(instance)
+            self._open(call_id, "lm", step, given, is_predictor=True)
+        else:
+            self._open(call_id, None, type(instance).__name__, {})
+
+    def on_module_end(
+        self, call_id: str, outputs: Any, exception: BaseException | None = None
+    ) -> None:
+        frame = self._close(call_id, exception)
+        if frame is not None and frame.is_predictor and hasattr(outputs, "items"):
+            frame.outputs = _json_fields(outputs.items())
+
+    def on_tool_start(self, call_id: str, instance: Any, inputs: dict[str, Any]) -> None:
+        name = str(instance.name)
+        own = name in OWN_TOOLS and self._tool_step(name) is None
+        given = inputs.get("kwargs") or {}
+        self._open(
+            call_id,
+            None if own else "tool",
+            self._tool_step(name) or f"<tool {name}>",
+            {k: v for k, v in given.items() if isinstance(k, str)},
+        )
+
+    def on_tool_end(
+        self, call_id: str, outputs: Any, exception: BaseException | None = None
+    ) -> None:
+        frame = self._close(call_id, exception)
+        if frame is not None and exception is None:
+            frame.outputs = _json_fields([("result", outputs)])
+
+    def on_interpreter_execute_start(
+        self, call_id: str, instance: Any, inputs: dict[str, Any]
+    ) -> None:
+        self._open(call_id, "code", "<code>", {"code": inputs.get("code")})
+
+    def on_interpreter_execute_end(
+        self, call_id: str, outputs: Any, exception: BaseException | None = None
+    ) -> None:
+        self._close(call_id, exception)
+
+    def on_lm_start(self, call_id: str, instance: Any, inputs: dict[str, Any]) -> None:
+        """Records a model that could not be wrapped (held in a closure and called directly)."""
+        if getattr(instance, "observed_by_adaseek", False):
+            return
+        request = self.open_request(instance)
+        with self._lock:
+            self._unwrapped[call_id] = (request, instance)
+
+    def on_lm_end(self, call_id: str, outputs: Any, exception: BaseException | None = None) -> None:
+        with self._lock:
+            request, lm = self._unwrapped.pop(call_id, (None, None))
+        if request is None:
+            return
+        request.end_s = self.now_s()
+        request.duration_s = request.end_s - request.start_s
+        request.error = _text(exception)
+        recent = (getattr(lm, "history", None) or [])[-_HISTORY_DEPTH:]
+        entry = next((e for e in reversed(recent) if e.get("outputs") is outputs), None)
+        usage = (entry or {}).get("usage") or {}
+        request.cached = exception is None and not usage
+        report = usage_of(usage, requests=0 if exception else 1)
+        cost = (entry or {}).get("cost")
+        request.usage = self.priced(request.model, report, request.duration_s, cost)
+
+    # -- the result --------------------------------------------------------------------------
+
+    def calls(self) -> tuple[Call, ...]:
+        """Returns what happened, in the order in which the calls began."""
+        with self._lock:
+            requests, frames = list(self._requests), dict(self._frames)
+        last = {r.parent: r.id for r in requests}  # later requests overwrite earlier ones
+        calls = [_lm_call(r, frames, is_last=last[r.parent] == r.id) for r in requests]
+        calls += [
+            _other_call(frame, frames, requests)
+            for frame in frames.values()
+            if frame.kind in ("tool", "code")
+        ]
+        return tuple(sorted(calls, key=lambda call: (call.start_s, call.id)))
+
+    def knows_durations(self) -> bool:
+        """Returns whether every request's uncached duration is known."""
+        with self._lock:
+            return all(request.duration_s is not None for request in self._requests)
+
+    def _step_of(self, predictor: Any) -> str:
+        if predictor.stage in self._steps:
+            return str(predictor.stage)
+        return dynamic_step(predictor.signature)
+
+    def _tool_step(self, name: str) -> str | None:
+        steps = [s for s in self._workflow.steps.values() if s.kind == "tool" and s.name == name]
+        if len(steps) > 1:
+            owner = _owner_of_tool()
+            steps = [s for s in steps if (s.parent or "") == owner] or steps
+        return steps[0].id if steps else None
+
+    def _open(
+        self,
+        call_id: str,
+        kind: StepKind | None,
+        step: str,
+        inputs: Mapping[str, Any],
+        *,
+        is_predictor: bool = False,
+    ) -> None:
+        frame = Frame(
+            id=call_id,
+            parent=active_call_id(),
+            kind=kind,
+            step=step,
+            start_s=self.now_s(),
+            inputs=_json_fields(inputs.items()),
+            is_predictor=is_predictor,
+        )
+        with self._lock:
+            self._frames[call_id] = frame
+
+    def _close(self, call_id: str, exception: BaseException | None) -> Frame | None:
+        with self._lock:
+            frame = self._frames.get(call_id)
+        if frame is not None:
+            frame.end_s = self.now_s()
+            frame.error = _text(exception)
+        return frame
+
+
+def dynamic_step(signature: Any) -> str:
+    """Returns the name of a predictor that is not part of the program's attributes."""
+    name = getattr(signature, "__name__", "")
+    is_inline = name in ("", "Signature", "StringSignature")
+    return f"<{signature.signature if is_inline else name}>"
+
+
+def _owner_of_tool() -> str:
+    """Returns the path of the agent that calls a tool now, told from its predictors' stages."""
+    callers = dspy.settings.get("caller_modules") or []
+    held = vars(callers[-1]).values() if callers else ()
+    stage = next((str(p.stage) for p in held if isinstance(p, dspy.Predict)), "")
+    return stage.rpartition(".")[0]
+
+
+def _lm_call(request: Request, frames: Mapping[str, Frame], *, is_last: bool) -> Call:
+    frame = frames.get(request.parent or "")
+    predictor = frame if frame is not None and frame.is_predictor else None
+    error = request.error
+    if predictor is not None and error is None:
+        error = predictor.error if is_last else "The answer could not be used; it asked again."
+    return Call(
+        id=request.id,
+        step=predictor.step if predictor else "<lm>",
+        parent=_enclosing(request.parent, frames),
+        kind="lm",
+        start_s=request.start_s,
+        end_s=request.end_s,
+        duration_s=request.duration_s or 0.0,
+        inputs=predictor.inputs if predictor else {},
+        outputs=predictor.outputs if predictor and is_last else {},
+        model=request.model,
+        usage=request.usage,
+        cached=request.cached,
+        error=error,
+    )
+
+
+def _other_call(frame: Frame, frames: Mapping[str, Frame], requests: Iterable[Request]) -> Call:
+    elapsed = frame.end_s - frame.start_s
+    # Requests inside that a memo answered at once would have taken their recorded time.
+    saved = sum(
+        (r.duration_s or 0.0) - (r.end_s - r.start_s)
+        for r in requests
+        if r.cached and frame.id in _ancestors(r.parent, frames)
+    )
+    return Call(
+        id=frame.id,
+        step=frame.step,
+        parent=_enclosing(frame.parent, frames),
+        kind=frame.kind or "code",
+        start_s=frame.start_s,
+        end_s=frame.end_s,
+        duration_s=max(0.0, elapsed + saved),
+        inputs=frame.inputs,
+        outputs=frame.outputs,
+        error=frame.error,
+    )
+
+
+def _ancestors(call_id: str | None, frames: Mapping[str, Frame]) -> Iterable[str]:
+    while call_id is not None and call_id in frames:
+        yield call_id
+        call_id = frames[call_id].parent
+
+
+def _enclosing(call_id: str | None, frames: Mapping[str, Frame]) -> str | None:
+    """Returns the innermost call around `call_id`, or that one itself, that the trace shows."""
+    shown = (c for c in _ancestors(call_id, frames) if frames[c].kind in ("tool", "code"))
+    return next(shown, None)
+
+
+def _json_fields(items: Iterable[tuple[str, Any]]) -> dict[str, Any]:
+    return {name: _shown(value) for name, value in items}
+
+
+def _shown(value: Any) -> Any:
+    try:
+        return json_value(value)
+    except TypeError:
+        return str(value)  # for people to read; such a value cannot become part of a demo
+
+
+def _text(error: BaseException | None) -> str | None:
+    return f"{type(error).__name__}: {error}" if error is not None else None
