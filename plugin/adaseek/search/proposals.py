@@ -54,7 +54,7 @@ class Proposals:
         self._study = optuna.create_study(
             study_name=name, sampler=sampler, storage=storage, directions=directions
         )
-        self._study.set_metric_names(list(objectives))
+        self._study.set_user_attr("objectives", list(objectives))
         self._space = space
         self._identity = identity
         self._rng = np.random.default_rng(list(seed))

@@ -1,0 +1,519 @@
+"""The tuner: checks everything before anything is spent, then runs, then says what was found."""
+
+from __future__ import annotations
+
+import inspect
+import os
+import secrets
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import KW_ONLY, dataclass, field, replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, Literal  # Any: programs, examples and models are the framework's own
+
+import numpy as np
+import optuna
+import pluggy
+from numpy.typing import NDArray
+from optuna.samplers import BaseSampler
+from optuna.storages import BaseStorage, JournalStorage
+from optuna.storages.journal import JournalFileBackend
+from platformdirs import user_state_path
+
+from adaseek._canonical import fingerprint
+from adaseek.budget import SIZES, automatic_budget, plan_budget
+from adaseek.cogs import default_cogs
+from adaseek.cogs.base import Cog, CogContext, Completion, Proposer
+from adaseek.cogs.space import OptionTable, build_space
+from adaseek.errors import ConfigurationError, choices, require
+from adaseek.evaluation.base import Evaluation, RunContext, Task
+from adaseek.evaluation.gate import EndpointGate
+from adaseek.evaluation.journal import Journal
+from adaseek.evaluation.limits import Ledger, Limits
+from adaseek.evaluation.pricing import PriceTable
+from adaseek.evaluation.runner import Runner
+from adaseek.evaluation.signals import graceful_signals
+from adaseek.evaluation.statistics import mean_interval, paired_difference
+from adaseek.events import Event
+from adaseek.plugins import load_plugins
+from adaseek.program import ModelMenu, Program
+from adaseek.progress import progress_listener
+from adaseek.recipe import Recipe
+from adaseek.result import Estimate, TuningResult
+from adaseek.search.adaseek import SearchSettings
+from adaseek.search.base import OBJECTIVES, Constraint, Objective, Space, check_objectives
+from adaseek.tuning import Split, TuningRun
+from adaseek.workflow import ModelRef, Usage
+
+__all__ = ["Heldout", "Tuner"]
+
+KEEP_QUALITY = (Constraint("quality", 1.0, relative=True),)
+"""The default: what is recommended scores at least as well as the original."""
+
+
+@dataclass(frozen=True)
+class Heldout:
+    """The unchanged program and a recipe on the same examples.
+
+    Attributes:
+        original, tuned: objective -> estimate; unknown objectives are absent.
+        difference: objective -> estimate of tuned minus original, paired by example.
+    """
+
+    original: Mapping[str, Estimate]
+    tuned: Mapping[str, Estimate]
+    difference: Mapping[str, Estimate]
+
+
+@dataclass(frozen=True)
+class Tuner:
+    """Tunes programs of any framework that an adapter translates. Immutable and reusable.
+
+    Args:
+        metric: the user's metric, in the framework's own form; higher is better.
+        budget: workflow runs (one example through one config), validation and baseline included.
+        auto: `light`, `medium` or `heavy` in place of `budget`; `light` if neither is given.
+        models: the menu of models: the framework's objects, or `name@endpoint` texts.
+        objectives: some of `quality`, `cost`, `latency`. None: all whose values can be known.
+        constraints: bounds to keep. None: quality at least the original's.
+        cogs: the tuning methods. None: the built-in ones and those of plugins.
+        members: whether the copies of an ensemble are tuned together (`shared`) or apart.
+        prices: model key or id -> {"input": USD per 1M tokens, "output": ...} or
+            {"per_second": USD per engine-second}. Unknown prices stay unknown.
+        proposer: the model that proposes instructions; None: the largest of the program's own
+            is not guessed, instructions are then not tuned.
+        rewards: name -> reward function, for `best_of` ensembles.
+        seed: the same seed and outcomes give the same run for any number of threads.
+        run_dir: folder of journal, result, recipe and report; start again with the same folder
+            to resume. None: a new folder in the user's state directory.
+        journal: database URL in place of the SQLite file in `run_dir`.
+        num_threads: workflow runs at once.
+        concurrency: endpoint -> most requests at once.
+        max_cost_usd, max_tokens, max_seconds: caps on what is really paid.
+        max_errors: failures of the user's own code to accept.
+        timeout_s: longest time for one workflow run.
+        failure_score: quality of a run that failed.
+        score_span: largest difference between two scores of the metric.
+        sampler, storage: an Optuna sampler and storage in place of the own ones.
+        plugins: more plugin objects, see `adaseek.hooks`.
+        listeners: functions that are told the run's events.
+        verbose: whether to show progress.
+    """
+
+    metric: Callable[..., Any]
+    _: KW_ONLY
+    budget: int | None = None
+    auto: str | None = None
+    models: Sequence[Any] = ()
+    objectives: Sequence[str] | None = None
+    constraints: Sequence[Constraint] | None = None
+    cogs: Sequence[Cog] | None = None
+    members: Literal["shared", "separate"] = "shared"
+    prices: Mapping[str, Mapping[str, float]] | None = None
+    proposer: Any = None
+    rewards: Mapping[str, Callable[..., Any]] = field(default_factory=dict)
+    seed: int = 0
+    run_dir: str | os.PathLike[str] | None = None
+    journal: str | None = None
+    num_threads: int = 8
+    concurrency: Mapping[str, int] | None = None
+    max_cost_usd: float | None = None
+    max_tokens: int | None = None
+    max_seconds: float | None = None
+    max_errors: int = 10
+    timeout_s: float | None = None
+    failure_score: float = 0.0
+    score_span: float = 1.0
+    sampler: BaseSampler | None = None
+    storage: BaseStorage | None = None
+    plugins: Sequence[object] = ()
+    listeners: Sequence[Callable[[Event], None]] = ()
+    verbose: bool = True
+
+    def __post_init__(self) -> None:
+        require(callable(self.metric), "metric", self.metric, "must be callable")
+        require(
+            self.budget is None or self.auto is None,
+            "auto",
+            self.auto,
+            f"cannot be given together with budget={self.budget}",
+            cure="Give one of them.",
+        )
+        if self.auto is not None:
+            require(self.auto in SIZES, "auto", self.auto, f"must be one of {choices(SIZES)}")
+        if self.budget is not None:
+            whole = isinstance(self.budget, int) and self.budget > 0
+            require(whole, "budget", self.budget, "must be a whole number above 0")
+        if self.objectives is not None:
+            check_objectives(self.objectives)
+        require(self.num_threads >= 1, "num_threads", self.num_threads, "must be >= 1")
+        require(self.score_span > 0, "score_span", self.score_span, "must be above 0")
+        PriceTable.parse(self.prices or {})
+        self._limits(None)
+
+    def tune(
+        self, program: Any, *, trainset: Sequence[Any], valset: Sequence[Any] | None = None
+    ) -> TuningResult:
+        """Returns what was found for `program`, which is never changed.
+
+        Args:
+            program: the user's own object.
+            trainset: examples that the search may look at.
+            valset: examples for the final comparison only; None: half of `trainset` is kept
+                aside for it.
+
+        Raises:
+            AdaseekError: before anything is spent if a setting, an example, a model or the
+                program cannot be used; later only if not even the original could be evaluated.
+                Whatever was paid for is in the journal.
+        """
+        with ExitStack() as resources:
+            return self._tune(program, trainset, valset, resources)
+
+    def evaluate(self, program: Any, recipe: Recipe, examples: Sequence[Any]) -> Heldout:
+        """Returns how `recipe` does on `examples` beside the unchanged program.
+
+        Latency is that of the runs as they were made, up to `num_threads` at once.
+        """
+        with ExitStack() as resources:
+            setup = self._set_up(program, resources)
+            recipe.check(setup.program.workflow)
+            wanted = setup.program.examples("examples", examples)
+            require(bool(wanted), "examples", examples, "must hold at least one example")
+            folder = Path(resources.enter_context(TemporaryDirectory(prefix="adaseek-")))
+            journal = self._open_journal(setup, folder, resources)
+            runner = self._runner(setup, journal, Ledger(self._limits(None)), resources)
+            tasks = [Task(Recipe(), e) for e in wanted]
+            tasks += [Task(recipe.for_example(e.id), e) for e in wanted]
+            series = self._series(runner(tasks))
+        original = {o: values[: len(wanted)] for o, values in series.items()}
+        tuned = {o: values[len(wanted) :] for o, values in series.items()}
+        return Heldout(
+            {o: mean_interval(v, seed=self.seed) for o, v in original.items()},
+            {o: mean_interval(v, seed=self.seed) for o, v in tuned.items()},
+            {o: paired_difference(tuned[o], v, seed=self.seed) for o, v in original.items()},
+        )
+
+    # One run ------------------------------------------------------------------------------
+
+    def _tune(
+        self,
+        program: Any,
+        trainset: Sequence[Any],
+        valset: Sequence[Any] | None,
+        resources: ExitStack,
+    ) -> TuningResult:
+        started = time.monotonic()
+        resources.enter_context(_quiet_optuna())
+        setup = self._set_up(program, resources)
+        split = self._split(setup.program, trainset, valset)
+        objectives = self._objectives(setup)
+        self._limits(None).check_prices(setup.all_models, setup.price)
+        times_latency = "latency" in objectives
+        journal_context = CogContext(
+            setup.program.workflow,
+            models=setup.menu.references,
+            train=split.train,
+            seed=self.seed,
+            rewards=self.rewards,
+        )
+        cogs = self._cogs(setup)
+        proposer = None if self.proposer is None else _unused_proposer
+        space, table = build_space(
+            setup.program.workflow,
+            cogs,
+            replace(journal_context, proposer=proposer),
+            members=self.members,
+        )
+        _check_space(space, table)
+        budget = self.budget or automatic_budget(
+            self.auto or "light",
+            space,
+            len(split.train),
+            len(split.val),
+            times_latency=times_latency,
+        )
+        plan = plan_budget(budget, len(split.train), len(split.val), times_latency=times_latency)
+        settings = SearchSettings(
+            plan.search,
+            plan.num_train,
+            objectives,
+            KEEP_QUALITY if self.constraints is None else self.constraints,
+            failure_score=self.failure_score,
+            score_span=self.score_span,
+        )
+        setup.program.check_models([*setup.program.step_models, *self.models])
+        folder = self._folder()
+        journal = self._open_journal(setup, folder, resources)
+        ledger = Ledger(self._limits(budget), paid=journal.paid())
+        listen = resources.enter_context(progress_listener(enabled=self.verbose))
+        listeners = (listen, *self.listeners, lambda e: setup.hooks.hook.adaseek_event(event=e))
+        runner = self._runner(setup, journal, ledger, resources, listeners)
+        timer = self._runner(setup, journal, ledger, resources, listeners, alone=True)
+        run = TuningRun(
+            program=setup.program,
+            split=split,
+            space=space,
+            table=table,
+            cog_context=replace(journal_context, proposer=self._proposer(setup, journal, ledger)),
+            plan=plan,
+            settings=settings,
+            runner=runner,
+            timer=timer,
+            paid=lambda: ledger.paid,
+            sampler=self.sampler,
+            storage=self.storage or _fresh_storage(folder),
+            seed=self.seed,
+            listeners=listeners,
+        )
+        run.run()
+        result = run.result(run_dir=str(folder), seconds=time.monotonic() - started)
+        result.save(folder)
+        result.recipe.save(folder / "recipe.json")
+        return result
+
+    def _set_up(self, program: Any, resources: ExitStack) -> _Setup:
+        hooks = load_plugins(self.plugins)
+        bound = Program(program, hooks)
+        for step in bound.workflow.lm_steps():
+            require(
+                step.model is not None or step.dynamic,
+                f"model of step {step.id}",
+                None,
+                "must be known before the run",
+                cure="Configure the program's language model first.",
+            )
+        return _Setup(
+            hooks,
+            bound,
+            bound.menu(self.models),
+            PriceTable.parse(self.prices or {}),
+            resources.enter_context(graceful_signals()),
+        )
+
+    def _split(
+        self, program: Program, trainset: Sequence[Any], valset: Sequence[Any] | None
+    ) -> Split:
+        train = program.examples("trainset", trainset)
+        val = program.examples("valset", valset or ())
+        if valset is None:
+            require(
+                len(train) >= 4,
+                "trainset",
+                f"{len(train)} distinct example(s)",
+                "must hold at least 4 when there is no valset",
+                cure="Add examples; 20 to 100 make a search worth while.",
+            )
+            order = np.random.default_rng([self.seed, 11]).permutation(len(train))
+            half = len(train) // 2
+            return Split([train[i] for i in order[half:]], [train[i] for i in order[:half]])
+        require(
+            len(train) >= 2,
+            "trainset",
+            f"{len(train)} distinct example(s)",
+            "must hold at least 2",
+            cure="Add examples; 20 to 100 make a search worth while.",
+        )
+        require(len(val) >= 2, "valset", f"{len(val)} distinct example(s)", "must hold at least 2")
+        seen = {example.id for example in train}
+        fresh = [example for example in val if example.id not in seen]
+        require(
+            len(fresh) >= 2,
+            "valset",
+            f"{len(val)} examples, {len(fresh)} of them not in trainset",
+            "must hold at least 2 examples that the search does not see",
+        )
+        return Split(train, fresh)
+
+    def _objectives(self, setup: _Setup) -> tuple[Objective, ...]:
+        unknown = [model.key for model in setup.all_models if not setup.knows_price(model)]
+        if self.objectives is None:
+            return tuple(o for o in OBJECTIVES if o != "cost" or not unknown)
+        objectives = check_objectives(self.objectives)
+        if "cost" in objectives and unknown:
+            raise ConfigurationError(
+                f"`objectives` is {tuple(self.objectives)!r}, but no price is known for "
+                f"{choices(unknown)}. Give it in `prices`, or leave 'cost' out."
+            )
+        return objectives
+
+    def _cogs(self, setup: _Setup) -> tuple[Cog, ...]:
+        if self.cogs is not None:
+            return tuple(self.cogs)
+        added: list[Cog] = []
+        setup.hooks.hook.adaseek_cogs(add=added.append)
+        return (*default_cogs(), *added)
+
+    def _limits(self, budget: int | None) -> Limits:
+        return Limits(budget, self.max_cost_usd, self.max_tokens, self.max_seconds)
+
+    def _folder(self) -> Path:
+        if self.run_dir is not None:
+            folder = Path(self.run_dir)
+        else:
+            runs = user_state_path("adaseek") / "runs"
+            folder = runs / f"{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(3)}"
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ConfigurationError(f"`run_dir` is {str(folder)!r}: {error}.") from None
+        return folder
+
+    def _open_journal(self, setup: _Setup, folder: Path, resources: ExitStack) -> Journal:
+        models = [model.key for model in setup.program.step_models]
+        identity = {
+            "workflow": setup.program.workflow.fingerprint,
+            "models": models,
+            "metric": _metric_identity(self.metric),
+        }
+        location = self.journal or folder / "journal.db"
+        run_id = fingerprint(identity) if self.journal else "default"
+        return resources.enter_context(Journal.open(location, identity=identity, run_id=run_id))
+
+    def _runner(
+        self,
+        setup: _Setup,
+        journal: Journal,
+        ledger: Ledger,
+        resources: ExitStack,
+        listeners: Sequence[Callable[[Event], None]] = (),
+        *,
+        alone: bool = False,
+    ) -> Runner:
+        def tell(event: Event) -> None:
+            for listener in listeners:
+                listener(event)
+
+        context = RunContext(
+            models=setup.menu.objects,
+            rewards=self.rewards,
+            memo=None if alone else journal,
+            timeout_s=self.timeout_s,
+            price=setup.price,
+            gate=EndpointGate(self.concurrency),
+        )
+        return resources.enter_context(
+            Runner(
+                run=setup.program.run,
+                metric=setup.program.metric(self.metric),
+                journal=journal,
+                ledger=ledger,
+                context=context,
+                num_threads=1 if alone else self.num_threads,
+                max_errors=self.max_errors,
+                listener=tell,
+                stop=setup.stop,
+            )
+        )
+
+    def _proposer(self, setup: _Setup, journal: Journal, ledger: Ledger) -> Proposer | None:
+        if self.proposer is None:
+            return None
+        reference = setup.program.reference(self.proposer)
+
+        def ask(prompt: str, seed: int, max_tokens: int) -> Completion:
+            began = time.monotonic()
+            answer = setup.program.complete(self.proposer, prompt, seed=seed, max_tokens=max_tokens)
+            cost = setup.price(reference, answer.usage, time.monotonic() - began)
+            priced = replace(answer, usage=replace(answer.usage, cost_usd=cost))
+            ledger.spend(priced.usage)
+            return priced
+
+        def propose(prompt: str, *, seed: int, max_tokens: int = 512) -> Completion:
+            key = fingerprint([reference.key, prompt, seed, max_tokens], length=32)
+            return journal.complete(key, lambda: ask(prompt, seed, max_tokens))
+
+        return propose
+
+    def _series(self, evaluations: Sequence[Evaluation]) -> dict[str, NDArray[np.float64]]:
+        """Returns objective -> values in order, for objectives known on every run."""
+        failed = self.failure_score
+        rows: dict[str, list[float | None]] = {
+            "quality": [failed if e.score is None else e.score.value for e in evaluations],
+            "cost": [e.usage.cost_usd for e in evaluations],
+            "latency": [e.latency_s for e in evaluations],
+        }
+        return {
+            name: np.asarray(values, dtype=np.float64)
+            for name, values in rows.items()
+            if None not in values
+        }
+
+
+@dataclass(frozen=True)
+class _Setup:
+    """What every use of a tuner needs: the program bound to its adapter, models and prices."""
+
+    hooks: pluggy.PluginManager
+    program: Program
+    menu: ModelMenu
+    prices: PriceTable
+    stop: threading.Event
+
+    @property
+    def all_models(self) -> tuple[ModelRef, ...]:
+        return tuple(dict.fromkeys((*self.program.step_models, *self.menu.references)))
+
+    def price(self, model: ModelRef, usage: Usage, duration_s: float) -> float | None:
+        """Returns the price of one call: the user's table first, then the plugins'."""
+        known = self.prices.price(model, usage, duration_s)
+        if known is not None:
+            return known
+        found: float | None = self.hooks.hook.adaseek_price(
+            model=model, usage=usage, duration_s=duration_s
+        )
+        return found
+
+    def knows_price(self, model: ModelRef) -> bool:
+        return (
+            self.price(model, Usage(input_tokens=1, output_tokens=1, requests=1), 1.0) is not None
+        )
+
+
+def _unused_proposer(prompt: str, *, seed: int, max_tokens: int = 512) -> Completion:
+    """Stands for the proposer while the space is built: cogs may ask whether there is one."""
+    raise AssertionError("a cog asked for a completion before the run began")
+
+
+def _check_space(space: Space, table: OptionTable) -> None:
+    if space.dimensions:
+        return
+    reasons = "; ".join(f"{r.step}: {r.cog}: {r.reason}" for r in table.describe())
+    raise ConfigurationError(
+        f"`cogs` leave nothing to tune: {reasons or 'no cog offers two options'}. "
+        "Give more models or cogs."
+    )
+
+
+def _fresh_storage(folder: Path) -> BaseStorage:
+    """Returns a new Optuna storage in `folder`, which optuna-dashboard can watch.
+
+    A resumed run replays its trials from the journal, so an old file is of no use.
+    """
+    file = folder / "optuna.log"
+    file.unlink(missing_ok=True)
+    return JournalStorage(JournalFileBackend(str(file)))
+
+
+@contextmanager
+def _quiet_optuna() -> Iterator[None]:
+    """Keeps Optuna's own progress lines out of the run's display."""
+    before = optuna.logging.get_verbosity()
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    try:
+        yield
+    finally:
+        optuna.logging.set_verbosity(before)
+
+
+def _metric_identity(metric: Callable[..., Any]) -> str:
+    """Returns the metric's name and a hash of its source, where that can be read."""
+    name = f"{getattr(metric, '__module__', '')}.{getattr(metric, '__qualname__', type(metric))}"
+    try:
+        source = inspect.getsource(metric)
+    except (OSError, TypeError):
+        return name
+    return f"{name}#{fingerprint(source)}"
