@@ -16,6 +16,7 @@ from importlib.metadata import EntryPoint, entry_points
 
 import pluggy
 
+from adaseek.errors import PluginError
 from adaseek.hooks import PROJECT, Specs
 
 __all__ = ["ADAPTER_GROUP", "PLUGIN_GROUP", "load_plugins"]
@@ -29,8 +30,12 @@ BLOCK_VARIABLE = "ADASEEK_BLOCK_PLUGINS"
 def load_plugins(extra: Iterable[object] = ()) -> pluggy.PluginManager:
     """Returns a new plugin manager with every usable plugin and the `extra` ones registered.
 
-    A plugin that cannot be imported is named in a warning and skipped. Each call makes a manager
-    of its own, so two tuners in one process never see each other's plugins.
+    An installed plugin that cannot be imported, or that implements a hook wrongly, is named in a
+    warning and skipped. Each call makes a manager of its own, so two tuners in one process never
+    see each other's plugins.
+
+    Raises:
+        PluginError: if one of `extra` implements a hook wrongly: the caller asked for it by name.
     """
     manager = pluggy.PluginManager(PROJECT)
     manager.add_hookspecs(Specs)
@@ -39,8 +44,11 @@ def load_plugins(extra: Iterable[object] = ()) -> pluggy.PluginManager:
         if entry.name not in blocked:
             _register(manager, entry)
     for plugin in extra:
-        manager.register(plugin)
-    manager.check_pending()
+        if not manager.is_registered(plugin):
+            try:
+                _add(manager, plugin, name=None)
+            except pluggy.PluginValidationError as error:
+                raise PluginError(f"The plugin {plugin!r} cannot be used: {error}.") from error
     return manager
 
 
@@ -55,7 +63,7 @@ def _register(manager: pluggy.PluginManager, entry: EntryPoint) -> None:
     # A true isolation boundary: a third party's import or a wrong hook may raise anything, and
     # one broken plugin must not take the user's program down.
     try:
-        manager.register(entry.load(), name=f"{entry.group}:{entry.name}")
+        _add(manager, entry.load(), name=f"{entry.group}:{entry.name}")
     except Exception as error:
         distribution = entry.dist.name if entry.dist else "unknown distribution"
         warnings.warn(
@@ -65,3 +73,14 @@ def _register(manager: pluggy.PluginManager, entry: EntryPoint) -> None:
             RuntimeWarning,
             stacklevel=3,
         )
+
+
+def _add(manager: pluggy.PluginManager, plugin: object, *, name: str | None) -> None:
+    """Registers all of `plugin`, or nothing of it."""
+    try:
+        manager.register(plugin, name=name)
+        manager.check_pending()  # raises if the plugin implements a hook that does not exist
+    except pluggy.PluginValidationError:
+        if manager.is_registered(plugin):
+            manager.unregister(plugin)
+        raise
