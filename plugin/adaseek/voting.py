@@ -42,7 +42,7 @@ def majority_index(answers: Sequence[Mapping[str, object]]) -> int:
     An answer gets one point for each field of each answer (its own too) that holds the same
     normalised value; ties go to the first. With one field this is the plain majority. With an
     answer and a free text beside it, the text never repeats, so the answer decides. Fields that
-    explain (`UNVOTED_FIELDS`) and empty values give no points.
+    explain (`UNVOTED_FIELDS`) give no points, unless there are no others; empty values give none.
 
     Source: self-consistency (arXiv 2203.11171), extended to answers of several fields.
 
@@ -76,7 +76,8 @@ def normalised(value: object) -> str:
 
 
 def _ballot(answer: Mapping[str, object]) -> tuple[tuple[str, str], ...]:
-    votes = ((name, normalised(v)) for name, v in answer.items() if name not in UNVOTED_FIELDS)
+    voting = answer.keys() - UNVOTED_FIELDS or answer.keys()
+    votes = ((name, normalised(v)) for name, v in answer.items() if name in voting)
     return tuple((name, value) for name, value in votes if value)
 
 

@@ -34,11 +34,14 @@ def usable_calls(step: Step, trace: Trace) -> list[Call]:
     if plain:
         return plain
     judge = member_id(owner, "judge")
-    rounds: dict[str | None, list[Call]] = {}
+    rounds: list[list[Call]] = []  # the copies of one round have the same inputs
     for call in calls:
         if call.step != judge:
-            rounds.setdefault(call.parent, []).append(call)
-    return [copies[majority_index([c.outputs for c in copies])] for copies in rounds.values()]
+            known = next((copies for copies in rounds if copies[0].inputs == call.inputs), None)
+            if known is None:
+                rounds.append(known := [])
+            known.append(call)
+    return [copies[majority_index([c.outputs for c in copies])] for copies in rounds]
 
 
 def in_effect(recipe: Recipe, step: Step) -> frozenset[str]:

@@ -108,7 +108,9 @@ class Cog(Protocol):
     def options(self, step: Step, context: CogContext) -> Sequence[Option]:
         """Returns the options at `step`; the first leaves the step as it is.
 
-        Called once before the search. Fewer than two options: there is nothing to tune.
+        Called once before the search, and not allowed to ask the proposer: only `evolve` may
+        spend. Fewer than two options (slots of a dynamic cog count): there is nothing to tune.
+        No options at all: a dynamic cog has nothing to add either.
         """
         raise NotImplementedError
 

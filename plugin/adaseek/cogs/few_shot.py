@@ -18,6 +18,9 @@ __all__ = ["FewShotCog"]
 _COST_OF_A_DEMO = 0.1
 """Rough cost of reading one demo relative to the bare step; only orders the proposals."""
 
+_REASONING_FIELDS = frozenset({*UNVOTED_FIELDS, "plan"})
+"""Output fields that a reasoning option adds to a step; kept in demos beside the step's own."""
+
 _GOOD_SHARE = 0.75
 """Quantile that a graded score must reach for its run to be shown as an example."""
 
@@ -143,7 +146,7 @@ def _candidate(
     """Returns `values` as a candidate; None if JSON cannot hold them."""
     signature = step.signature
     assert signature is not None, step.id  # `refuses` has seen to it
-    names = {f.name for f in signature.fields} | UNVOTED_FIELDS
+    names = {f.name for f in signature.fields} | _REASONING_FIELDS
     kept = {name: value for name, value in values.items() if name in names}
     try:
         text = canonical_json(kept)
@@ -151,7 +154,7 @@ def _candidate(
         return None
     answers = [f.name for f in signature.outputs if f.name not in UNVOTED_FIELDS]
     answer = {name: normalised(kept.get(name)) for name in answers}
-    without_reasoning = not (UNVOTED_FIELDS & kept.keys())
+    without_reasoning = not (_REASONING_FIELDS & kept.keys())
     rank = (-score, without_reasoning, len(text), fingerprint([example.id, text]))
     return _Candidate(Demo(kept, example.id), canonical_json(answer), len(text), rank)
 

@@ -31,12 +31,13 @@ _CHARACTERS_PER_WORD = 8
 
 @dataclass(frozen=True)
 class InstructionsCog:
-    """Offers instructions that the proposal model writes; without one there is nothing to offer.
+    """Adds instructions that the proposal model writes; without one there is nothing to offer.
 
-    At the start it asks for `num_initial` texts, from the program and a summary of the data. As
-    runs come in it takes the best text so far as parent, shows the model runs under it that went
-    wrong with the metric's feedback, and asks for a successor. Parents stay options: the search
-    decides, not the proposal model. `Option.label` says which text is whose successor.
+    When first asked it adds `num_initial` texts, made from the program and a summary of the data.
+    As runs come in it takes the best text so far as parent, shows the model runs under it that
+    went wrong with the metric's feedback, and adds a successor; the next successor waits until
+    the last one has been tried. Parents stay options: the search decides, not the proposal model.
+    `Option.label` says which text is whose successor.
 
     Equal copies of a step (an ensemble) ask the same questions with the same seeds, so a
     journalled proposer answers them once. Answers that cannot be used (empty, not new, giving
@@ -46,17 +47,17 @@ class InstructionsCog:
     and GEPA (arXiv 2507.19457), reduced to one parent and one successor at a time.
 
     Args:
-        num_initial: proposals before the first run.
-        num_slots: proposals during the run, at one step.
-        runs_per_proposal: new runs of the workflow that each of these waits for.
-        num_words: longest proposal that is asked for.
+        num_initial: texts to add when first asked.
+        num_successors: texts to add later, at one step.
+        min_runs: workflow runs to have seen before the first successor.
+        num_words: longest text that is asked for.
         num_failures: failed runs to show.
         attempts: answers to ask for until one can be used.
     """
 
     num_initial: int = 2
-    num_slots: int = 4
-    runs_per_proposal: int = 12
+    num_successors: int = 4
+    min_runs: int = 12
     num_words: int = 120
     num_failures: int = 3
     attempts: int = 3
@@ -64,10 +65,14 @@ class InstructionsCog:
     family: Family = "weight"
 
     def __post_init__(self) -> None:
-        for name in ("num_initial", "num_slots"):
+        for name in ("num_initial", "num_successors"):
             require(getattr(self, name) >= 0, name, getattr(self, name), "must be >= 0")
-        for name in ("runs_per_proposal", "num_words", "num_failures", "attempts"):
+        for name in ("min_runs", "num_words", "num_failures", "attempts"):
             require(getattr(self, name) >= 1, name, getattr(self, name), "must be >= 1")
+
+    @property
+    def num_slots(self) -> int:
+        return self.num_initial + self.num_successors
 
     def refuses(self, step: Step) -> str | None:
         if step.kind != "lm":
@@ -75,11 +80,18 @@ class InstructionsCog:
         return None if step.signature else "its prompt is not known"
 
     def options(self, step: Step, context: CogContext) -> Sequence[Option]:
-        if context.proposer is None:
+        return [] if context.proposer is None else [Option(key="original")]
+
+    def evolve(
+        self, step: Step, runs: Sequence[Run], added: Sequence[Option], context: CogContext
+    ) -> Sequence[Option]:
+        if context.proposer is None or len(added) >= self.num_slots:
             return []
-        signature = _signature(step)
-        found = [Option(key="original")]
-        known = [signature.instructions]
+        opening = [] if added else self._opening(step, context.proposer, context)
+        return opening or self._successor(step, runs, added, context.proposer, context)
+
+    def _opening(self, step: Step, proposer: Proposer, context: CogContext) -> list[Option]:
+        found: list[Option] = []
         for index in range(self.num_initial):
             prompt = opening_prompt(
                 context.workflow,
@@ -88,23 +100,29 @@ class InstructionsCog:
                 angle=ANGLES[index % len(ANGLES)],
                 num_words=self.num_words,
             )
-            text = self._ask(context.proposer, prompt, f"initial-{index}", step, known, context)
+            known = [_signature(step).instructions, *_texts(found)]
+            text = self._ask(proposer, prompt, f"initial-{index}", step, known, context)
             if text:
-                known.append(text)
-                setting = Setting(instructions=text)
-                found.append(Option(key=f"initial-{index}", setting=setting))
+                found.append(Option(key=f"initial-{index}", setting=Setting(instructions=text)))
         return found
 
-    def evolve(
-        self, step: Step, runs: Sequence[Run], added: Sequence[Option], context: CogContext
-    ) -> Sequence[Option]:
+    def _successor(
+        self,
+        step: Step,
+        runs: Sequence[Run],
+        added: Sequence[Option],
+        proposer: Proposer,
+        context: CogContext,
+    ) -> list[Option]:
         evidence = [run for run in train_runs(runs, context) if _touches(run, step)]
-        index = len(added)
-        due = len(evidence) >= (index + 1) * self.runs_per_proposal
-        if context.proposer is None or index >= self.num_slots or not due:
+        # Of few examples the tuner keeps few runs, so a fixed number might never be reached.
+        if len(evidence) < min(self.min_runs, 2 * len(context.train)) or not evidence:
             return []
         scores = _scores(evidence, step)
+        if added and added[-1].setting.instructions not in scores:
+            return []
         parent = max(scores, key=lambda text: (scores[text].shrunken, text))
+        index = len(added)
         failures = _failures(evidence, step, parent, f"{context.seed}/{index}")
         if not failures:
             return []
@@ -120,12 +138,10 @@ class InstructionsCog:
             num_words=self.num_words,
         )
         known = [*scores, _signature(step).instructions, *_texts(added)]
-        text = self._ask(context.proposer, prompt, f"successor-{index}", step, known, context)
-        if not text:
-            return []
         key = f"successor-{index}"
+        text = self._ask(proposer, prompt, key, step, known, context)
         label = f"{key} of {_name(parent, step, added)}"
-        return [Option(key=key, setting=Setting(instructions=text), label=label)]
+        return [Option(key=key, setting=Setting(instructions=text), label=label)] if text else []
 
     def _ask(
         self,
@@ -196,9 +212,11 @@ def _touches(run: Run, step: Step) -> bool:
 
 
 def _name(text: str, step: Step, added: Sequence[Option]) -> str:
+    """Returns what reports call the option with `text`, without its own ancestors."""
     if text == _signature(step).instructions:
         return "original"
-    return next((o.key for o in added if o.setting.instructions == text), "an initial proposal")
+    found = next((o for o in added if o.setting.instructions == text), None)
+    return (found.label or found.key).partition(" of ")[0] if found else "another text"
 
 
 def _texts(options: Iterable[Option]) -> list[str]:
