@@ -114,7 +114,8 @@ class Runner:
         fresh = [key for key in batch if key not in self._order]
         self._ledger.reserve(len(fresh))
         # The place of a run in the journal is its place in the search, whichever ends first.
-        self._order.update((key, len(self._order) + i) for i, key in enumerate(fresh))
+        for key in fresh:
+            self._order[key] = len(self._order)
         done = {key: found for key in batch if (found := self._journal.find(key)) is not None}
         try:
             self._accept_replayed([done[key] for key in fresh if key in done])

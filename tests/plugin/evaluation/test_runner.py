@@ -90,7 +90,7 @@ def test_results_come_in_task_order_for_any_number_of_threads(
             Journal.open(tmp_path / f"{num_threads}.db", identity={}) as journal,
             Runner(run=slow_first, metric=metric, journal=journal, num_threads=num_threads) as run,
         ):
-            results = run(tasks)
+            results = [*run(tasks[:8]), *run(tasks[8:])]
             assert [e.task_key for e in results] == [t.key for t in tasks]
             seen.append(results)
             orders.append([e.task_key for e in journal.evaluations()])
