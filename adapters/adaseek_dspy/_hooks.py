@@ -20,6 +20,7 @@ __all__ = [
     "adaseek_example",
     "adaseek_metric",
     "adaseek_model",
+    "adaseek_models",
     "adaseek_probe",
     "adaseek_run",
     "adaseek_translate",
@@ -88,6 +89,19 @@ def adaseek_model(model: Any) -> ModelRef | None:
     from adaseek_dspy._convert import model_reference
 
     return model_reference(model) if isinstance(model, BaseLM) else None
+
+
+@hookimpl
+def adaseek_models(obj: Any) -> list[Any] | None:
+    import dspy
+
+    from adaseek_dspy._translate import is_program
+    from adaseek_dspy._walk import walk
+
+    if not is_program(obj):
+        return None
+    used = [p.lm or dspy.settings.lm for p in walk(obj).predictors.values()]
+    return list({id(lm): lm for lm in used if lm is not None}.values())
 
 
 @hookimpl

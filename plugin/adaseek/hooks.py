@@ -7,7 +7,7 @@ arguments than its specification.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any  # Any: the user's program is the framework's own object
 
 import pluggy
@@ -74,6 +74,10 @@ class Specs:
     @hookspec(firstresult=True)
     def adaseek_model(self, model: Any) -> ModelRef | None:
         """Returns the reference of a framework's model object."""
+
+    @hookspec(firstresult=True)
+    def adaseek_models(self, obj: Any) -> Sequence[Any] | None:
+        """Returns the framework's model objects that the unchanged `obj` calls, each once."""
 
     @hookspec(firstresult=True)
     def adaseek_complete(

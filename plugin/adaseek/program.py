@@ -121,10 +121,22 @@ class Program:
         return reference
 
     def check_models(self, models: Sequence[Any]) -> None:
-        """Raises `EndpointError` naming every model that cannot be called now."""
-        reasons = [self._hook.adaseek_check_model(model=model) for model in models]
-        if any(reasons):
-            raise EndpointError(" ".join(reason for reason in reasons if reason))
+        """Asks the endpoints of the program's own models and of `models` whether they serve.
+
+        Raises:
+            EndpointError: naming every model that cannot be called now, and why.
+        """
+        own = self._hook.adaseek_models(obj=self.obj) or ()
+        distinct = {self.reference(model).key: model for model in (*models, *own)}
+        reasons = {
+            key: self._hook.adaseek_check_model(model=model) for key, model in distinct.items()
+        }
+        refused = [f"`{key}`: {reason}." for key, reason in reasons.items() if reason]
+        if refused:
+            raise EndpointError(
+                "Not every model can be called: " + " ".join(refused) + " Nothing was spent. "
+                "Start the server, or correct the name or the address."
+            )
 
     def complete(self, model: Any, prompt: str, *, seed: int, max_tokens: int) -> Completion:
         """Returns the answer of `model` to the tuner's own prompt."""

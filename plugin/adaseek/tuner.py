@@ -83,8 +83,7 @@ class Tuner:
         members: whether the copies of an ensemble are tuned together (`shared`) or apart.
         prices: model key or id -> {"input": USD per 1M tokens, "output": ...} or
             {"per_second": USD per engine-second}. Unknown prices stay unknown.
-        proposer: the model that proposes instructions; None: the largest of the program's own
-            is not guessed, instructions are then not tuned.
+        proposer: the model that proposes instructions; None: instructions are not tuned.
         rewards: name -> reward function, for `best_of` ensembles.
         seed: the same seed and outcomes give the same run for any number of threads.
         run_dir: folder of journal, result, recipe and report; start again with the same folder
@@ -153,6 +152,10 @@ class Tuner:
         require(self.score_span > 0, "score_span", self.score_span, "must be above 0")
         PriceTable.parse(self.prices or {})
         self._limits(None)
+
+    def replaced(self, **changes: Any) -> Tuner:
+        """Returns a copy with some arguments changed, checked like new ones."""
+        return replace(self, **changes)
 
     def tune(
         self, program: Any, *, trainset: Sequence[Any], valset: Sequence[Any] | None = None
@@ -245,7 +248,7 @@ class Tuner:
             failure_score=self.failure_score,
             score_span=self.score_span,
         )
-        setup.program.check_models([*setup.program.step_models, *self.models])
+        setup.program.check_models(self.models)
         folder = self._folder()
         journal = self._open_journal(setup, folder, resources)
         ledger = Ledger(self._limits(budget), paid=journal.paid())
