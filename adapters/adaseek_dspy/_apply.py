@@ -4,28 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from functools import lru_cache
 from typing import Any  # Any: DSPy is untyped
 
 import dspy
 from adaseek.errors import ConfigurationError, choices
-from adaseek.recipe import Demo, Ensemble, Recipe, Setting, member_id, owner_id
-from adaseek.workflow import ModelRef, Workflow
-from pydantic import TypeAdapter, ValidationError
+from adaseek.recipe import Ensemble, Recipe, Setting, member_id, owner_id
+from adaseek.workflow import Workflow
 
 from adaseek_dspy._compat import BaseModule
-from adaseek_dspy._convert import model_reference
 from adaseek_dspy._copying import copy_program
-from adaseek_dspy._translate import REASONING_FIELDS, reasoning_fields, translate
+from adaseek_dspy._dynamic import DynamicSettings, with_dynamic
+from adaseek_dspy._naming import is_dynamic
+from adaseek_dspy._settings import Models, changed_signature, check_applicable, typed_demos
+from adaseek_dspy._translate import translate
 from adaseek_dspy._walk import Found, walk
 from adaseek_dspy.ensemble import EnsemblePredict, Reward, judge_signature
 
 __all__ = ["Applied", "apply", "apply_to_copy", "exchanged"]
-
-_REASONING_HINTS = {
-    "chain_of_thought": "${reasoning}",  # what dspy.ChainOfThought writes
-    "plan": "a short plan of the steps that lead to the answer, made before answering",
-}
 
 
 @dataclass(frozen=True)
@@ -65,7 +60,13 @@ def apply(
         RecipeMismatchError: if the recipe was made for another program, with the differences.
         ConfigurationError: if a setting cannot be applied to its step.
     """
-    recipe.check(translate(program, include_frozen=True))
+    # A dynamic step is not found in the program, but its id already says what it must look like.
+    static = replace(
+        recipe,
+        settings={step: s for step, s in recipe.settings.items() if not is_dynamic(step)},
+        steps={step: mark for step, mark in recipe.steps.items() if not is_dynamic(step)},
+    )
+    static.check(translate(program, include_frozen=True))
     return apply_to_copy(program, recipe, models=models or {}, rewards=rewards or {}).program
 
 
@@ -81,8 +82,9 @@ def apply_to_copy(
     if workflow is not None:
         recipe.check(workflow)
     found = walk(program)
+    model_menu = Models(models)
     copied = copy_program(program, found)
-    applier = _Applier(recipe, _Models(models), rewards, workflow)
+    applier = _Applier(recipe, model_menu, rewards)
     replaced: dict[int, Any] = {}
     for step, original in found.predictors.items():
         predictor = copied.copy_of(original)
@@ -91,44 +93,11 @@ def apply_to_copy(
             replaced[id(predictor)] = result
     root = exchanged(copied.program, replaced)
     _check_samplers(recipe, found, copied.copy_of)
-    return Applied(root, frozenset(applier.steps), copied.shared)
-
-
-class _Models:
-    """The language model of each reference, one object per reference and origin."""
-
-    def __init__(self, given: Mapping[str, Any]) -> None:
-        self._given = given
-        self._made: dict[tuple[str, int], Any] = {}
-
-    def get(self, reference: ModelRef, own: Any) -> Any:
-        """Returns the model of `reference`; without a given one, `own` under another name.
-
-        A key belongs to the endpoint that it was made for: it does not go along to another one.
-        """
-        if reference.key in self._given:
-            return self._given[reference.key]
-        if own is None:
-            raise ConfigurationError(
-                f"The recipe asks for the model '{reference.key}', but it is not in `models` "
-                f"({choices(self._given) or 'empty'}) and there is no language model to make it "
-                "from. Pass it in `models`, or call dspy.configure(lm=...) first."
-            )
-        made = (reference.key, id(own))
-        if made not in self._made:
-            self._made[made] = _renamed(own, reference)
-        return self._made[made]
-
-
-def _renamed(own: Any, reference: ModelRef) -> Any:
-    current = model_reference(own)
-    if current == reference:
-        return own
-    if current.endpoint == reference.endpoint:
-        return own.copy(model=reference.id)
-    dropped = dict.fromkeys(("base_url", "api_key", "extra_headers", "headers"))
-    known = {name: None for name in dropped if name in own.kwargs}
-    return own.copy(model=reference.id, **known, api_base=reference.endpoint or None)
+    steps = frozenset(applier.steps)
+    dynamic = {step: s for step, s in recipe.settings.items() if is_dynamic(step)}
+    if dynamic:
+        root = with_dynamic(root, DynamicSettings(steps, dynamic, model_menu))
+    return Applied(root, steps, copied.shared)
 
 
 class _Applier:
@@ -137,9 +106,8 @@ class _Applier:
     def __init__(
         self,
         recipe: Recipe,
-        models: _Models,
+        models: Models,
         rewards: Mapping[str, Any],
-        workflow: Workflow | None,
     ) -> None:
         self.steps: list[str] = []
         self._recipe = recipe
@@ -191,22 +159,12 @@ class _Applier:
         predictor.stage = step
         if setting.is_empty:
             return predictor
-        if setting.steps is not None or setting.ensemble is not None:
-            name = "steps" if setting.steps is not None else "ensemble"
-            raise ConfigurationError(
-                f"The recipe sets `{name}` at step `{step}`, but the DSPy adapter does not apply "
-                f"it there. Remove `{name}` from that step of the recipe."
-            )
-        if setting.reasoning not in (None, "off"):
-            _check_reasoning(step, predictor.signature, setting.reasoning)
-        predictor.signature = _signature(
-            predictor.signature, setting.instructions, setting.reasoning or "off"
-        )
+        check_applicable(step, setting, predictor.signature)
+        predictor.signature = changed_signature(predictor.signature, setting)
         if setting.demos is not None:
-            predictor.demos = [_demo(demo, predictor.signature) for demo in setting.demos]
+            predictor.demos = typed_demos(setting.demos, predictor.signature)
         if setting.model is not None:
-            own = predictor.lm or dspy.settings.lm
-            predictor.lm = self._models.get(setting.model, own)
+            predictor.lm = self._models.get(setting.model, predictor.lm or dspy.settings.lm)
         if setting.params is not None:
             predictor.config = {**predictor.config, **setting.params}
         return predictor
@@ -227,47 +185,6 @@ def _twin(predictor: Any) -> Any:
     twin.config = dict(predictor.config)
     twin.history = []
     return twin
-
-
-def _check_reasoning(step: str, signature: Any, reasoning: str | None) -> None:
-    present = reasoning_fields(signature)
-    if present:
-        raise ConfigurationError(
-            f"The recipe sets `reasoning` to '{reasoning}' at step `{step}`, but that step already "
-            f"reasons in its field `{present[0]}`. Remove `reasoning` from that step."
-        )
-
-
-@lru_cache(maxsize=512)
-def _signature(signature: Any, instructions: str | None, reasoning: str) -> Any:
-    """Returns `signature` with new instructions and a reasoning field, as a class of its own.
-
-    Remembered because DSPy builds a pydantic class for each change (about 1 ms), and a search
-    applies few different settings very often.
-    """
-    if instructions is not None:
-        signature = signature.with_instructions(instructions)
-    if reasoning == "off":
-        return signature
-    # In place rather than by ChainOfThought: the path of the step stays, and so do saved states.
-    field = dspy.OutputField(desc=_REASONING_HINTS[reasoning])
-    return signature.prepend(REASONING_FIELDS[reasoning], field, type_=str)
-
-
-def _demo(demo: Demo, signature: Any) -> Any:
-    values = {name: _typed(name, value, signature) for name, value in demo.values.items()}
-    return dspy.Example(**values).with_inputs(*(n for n in values if n in signature.input_fields))
-
-
-def _typed(name: str, value: Any, signature: Any) -> Any:
-    """Returns a demo's JSON value in the type that the signature declares, if it can be."""
-    field = signature.fields.get(name)
-    if field is None or field.annotation is str:
-        return value
-    try:
-        return TypeAdapter(field.annotation).validate_python(value)
-    except (ValidationError, TypeError):
-        return value  # shown as it is; a demo is text to the model in any case
 
 
 def exchanged(program: Any, replacements: Mapping[int, Any]) -> Any:

@@ -24,6 +24,7 @@ from adaseek.workflow import Usage
 from pydantic import BaseModel
 
 from adaseek_dspy._compat import BaseLM, plain, restored_outputs, usage_of
+from adaseek_dspy._dynamic import adapter_class
 from adaseek_dspy._recorder import Recorder, Request
 
 __all__ = ["SETTINGS_KEY", "Observer", "observed_adapter"]
@@ -345,10 +346,4 @@ def observed_adapter(adapter: Any) -> Any:
 
 @functools.cache
 def _observing_class(cls: type) -> type:
-    # The same name: DSPy's stream listeners look adapters up by the name of their class.
-    made = type(cls.__name__, (_ObservingAdapter, cls), {"__module__": cls.__module__})
-    for name in ("format", "parse"):
-        # DSPy wraps these of every new subclass, which would report each of them twice.
-        if name in vars(made):
-            delattr(made, name)
-    return made
+    return adapter_class(cls, _ObservingAdapter)

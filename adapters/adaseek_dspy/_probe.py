@@ -14,9 +14,10 @@ from adaseek.workflow import Edge, Note, Step, Workflow
 
 from adaseek_dspy._apply import apply_to_copy, exchanged
 from adaseek_dspy._compat import BaseLM
-from adaseek_dspy._recorder import OWN_TOOLS, dynamic_step
+from adaseek_dspy._naming import DIRECT_CALL, dynamic_step
+from adaseek_dspy._recorder import OWN_TOOLS
 from adaseek_dspy._sentinels import Sentinels
-from adaseek_dspy._translate import core_signature, translate
+from adaseek_dspy._translate import COGS, dynamic_lm_step, translate
 from adaseek_dspy._walk import walk
 
 __all__ = ["discover", "probe"]
@@ -42,15 +43,12 @@ def probe(program: Any, workflow: Workflow) -> frozenset[Edge]:
 def discover(program: Any, workflow: Workflow | None = None) -> Workflow:
     """Returns `workflow` with probed edges and the steps that only exist at run time.
 
-    Predictors that are made in `forward` or hidden in a tool, and direct calls of a language
-    model, become dynamic steps: observed and counted, but not tuned.
+    Predictors that are made in `forward` become dynamic steps, which cogs may touch; so do direct
+    calls of a language model, which are only observed.
     """
     workflow = workflow or translate(program)
     edges, dynamic = _probed(program, workflow)
-    notes = tuple(
-        Note("warning", f"`{step.id}` only exists at run time, so it is not tuned.", step.id)
-        for step in dynamic.values()
-    )
+    notes = tuple(_note(step) for step in dynamic.values() if step.id not in workflow.steps)
     added = workflow.with_steps(dynamic.values())
     return Workflow(
         framework=added.framework,
@@ -61,6 +59,14 @@ def discover(program: Any, workflow: Workflow | None = None) -> Workflow:
         name=added.name,
         notes=(*workflow.notes, *notes),
     )
+
+
+def _note(step: Step) -> Note:
+    if not step.allowed:
+        reason = next(iter(step.blocked.values()))
+        return Note("warning", f"`{step.id}` is observed but not tuned: {reason}.", step.id)
+    text = f"`{step.id}` is made while the program runs; its settings are put into each call."
+    return Note("info", text, step.id)
 
 
 def _probed(program: Any, workflow: Workflow) -> tuple[frozenset[Edge], dict[str, Step]]:
@@ -140,10 +146,9 @@ class _Round:
 
     def direct_answer(self, prompt: Any) -> str:
         """Returns a marked text for a language model that the program calls itself."""
-        step = "<lm>"
-        self._arrived(prompt, step, "prompt")
-        self._add_dynamic(Step(id=step, name="lm", dynamic=True))
-        text: str = self._sentinels.value(str, step, "text")
+        self._arrived(prompt, DIRECT_CALL, "prompt")
+        self._add_dynamic(_direct_call())
+        text: str = self._sentinels.value(str, DIRECT_CALL, "text")
         return text
 
     def _tool_choice(
@@ -182,11 +187,9 @@ class _Round:
         stage = getattr(predictor, "stage", None)
         if stage in self._steps:
             return str(stage)
-        step = dynamic_step(getattr(predictor, "signature", signature))
-        self._add_dynamic(
-            Step(id=step, name=step, signature=core_signature(signature), dynamic=True)
-        )
-        return step
+        declared = getattr(predictor, "signature", signature)
+        self._add_dynamic(dynamic_lm_step(declared))
+        return dynamic_step(declared)
 
     def _add_dynamic(self, step: Step) -> None:
         with self._lock:
@@ -213,6 +216,12 @@ class _Round:
         replaced = tool.model_copy()
         replaced.func = astub if inspect.iscoroutinefunction(tool.func) else stub
         return replaced
+
+
+def _direct_call() -> Step:
+    reason = "the program calls the language model itself, so there is no predictor to change"
+    blocked = dict.fromkeys(COGS, reason)
+    return Step(id=DIRECT_CALL, name="lm", blocked=blocked, dynamic=True)
 
 
 class _ProbeAdapter(dspy.ChatAdapter):  # type: ignore[misc]  # DSPy is untyped

@@ -14,8 +14,9 @@ from adaseek.workflow import Call, ModelRef, StepKind, Usage, Workflow
 
 from adaseek_dspy._compat import BaseCallback, active_call_id, usage_of
 from adaseek_dspy._convert import json_value, model_reference
+from adaseek_dspy._naming import DIRECT_CALL, dynamic_step
 
-__all__ = ["OWN_TOOLS", "Recorder", "Request", "dynamic_step"]
+__all__ = ["OWN_TOOLS", "Recorder", "Request"]
 
 _PRIVILEGED = frozenset({"signature", "demos", "config", "lm", "_trace"})
 """Arguments of a predictor that are not input fields."""
@@ -199,11 +200,6 @@ class Recorder(BaseCallback):  # type: ignore[misc]  # DSPy is untyped
         ]
         return tuple(sorted(calls, key=lambda call: (call.start_s, call.id)))
 
-    def knows_durations(self) -> bool:
-        """Returns whether every request's uncached duration is known."""
-        with self._lock:
-            return all(request.duration_s is not None for request in self._requests)
-
     def _step_of(self, predictor: Any) -> str:
         if predictor.stage in self._steps:
             return str(predictor.stage)
@@ -246,13 +242,6 @@ class Recorder(BaseCallback):  # type: ignore[misc]  # DSPy is untyped
         return frame
 
 
-def dynamic_step(signature: Any) -> str:
-    """Returns the name of a predictor that is not part of the program's attributes."""
-    name = getattr(signature, "__name__", "")
-    is_inline = name in ("", "Signature", "StringSignature")
-    return f"<{signature.signature if is_inline else name}>"
-
-
 def _owner_of_tool() -> str:
     """Returns the path of the agent that calls a tool now, told from its predictors' stages."""
     callers = dspy.settings.get("caller_modules") or []
@@ -269,7 +258,7 @@ def _lm_call(request: Request, frames: Mapping[str, Frame], *, is_last: bool) ->
         error = predictor.error if is_last else "The answer could not be used; it asked again."
     return Call(
         id=request.id,
-        step=predictor.step if predictor else "<lm>",
+        step=predictor.step if predictor else DIRECT_CALL,
         parent=_enclosing(request.parent, frames),
         kind="lm",
         start_s=request.start_s,

@@ -8,12 +8,12 @@ from typing import Any  # Any: DSPy is untyped
 
 import dspy
 from adaseek.evaluation.base import RunContext
+from adaseek.evaluation.latency import critical_path
 from adaseek.recipe import Recipe
 from adaseek.workflow import Example, Trace, Workflow
 
 from adaseek_dspy._apply import apply_to_copy
 from adaseek_dspy._compat import error_kind
-from adaseek_dspy._latency import critical_path
 from adaseek_dspy._observe import SETTINGS_KEY, Observer, observed_adapter
 from adaseek_dspy._recorder import Recorder
 from adaseek_dspy._walk import walk
@@ -51,7 +51,7 @@ def run(
     return Trace(
         calls=calls,
         output=output,
-        latency_s=critical_path(calls) if recorder.knows_durations() else None,
+        latency_s=critical_path(calls),
         error=f"{type(error).__name__}: {error}" if error is not None else None,
         error_kind=error_kind(error) if error is not None else None,
         id=f"{recipe.fingerprint}/{example.id}/{context.replicate}",

@@ -14,9 +14,17 @@ from adaseek.workflow import Field, Note, Signature, Step, Workflow
 
 from adaseek_dspy._compat import BaseModule
 from adaseek_dspy._convert import model_reference
+from adaseek_dspy._naming import dynamic_step
 from adaseek_dspy._walk import Found, is_inside, walk
 
-__all__ = ["FRAMEWORK", "core_signature", "is_program", "reasoning_fields", "translate"]
+__all__ = [
+    "FRAMEWORK",
+    "core_signature",
+    "dynamic_lm_step",
+    "is_program",
+    "reasoning_fields",
+    "translate",
+]
 
 FRAMEWORK = "dspy"
 COGS = ("ensemble", "model", "params", "reasoning", "few_shot", "instructions")
@@ -24,6 +32,7 @@ REASONING_FIELDS = {"chain_of_thought": "reasoning", "plan": "plan"}
 """Setting.reasoning -> the output field that is put before the answer."""
 
 _SAMPLERS = ("BestOfN", "Refine")
+_INTERNAL = {"<OfferFeedback>": "dspy.Refine makes it to advise the steps inside"}
 _OWN_TOOLS = {"ReAct": "finish", "ReActV2": "submit"}
 
 
@@ -36,8 +45,8 @@ def translate(program: Any, *, include_frozen: bool = False) -> Workflow:
     """Returns `program` as a workflow; translating it again gives the same ids.
 
     The id of a step is its path in the program (`a`, `l[0]`, `d['k']`, `agent.react`). Steps that
-    only exist at run time (predictors made in `forward` or hidden in a tool, direct calls of a
-    language model) are not found here: `adaseek_dspy.discover` looks for them.
+    only exist at run time (predictors made in `forward`, direct calls of a language model) are
+    not found here: `adaseek_dspy.discover` looks for them.
 
     Args:
         include_frozen: let cogs touch the steps of sub-modules that are marked `_compiled`.
@@ -56,7 +65,8 @@ def translate(program: Any, *, include_frozen: bool = False) -> Workflow:
             f"`program` ({type(program).__name__}) holds no dspy.Predict in its attributes, so "
             "there is nothing to tune. Create the predictors in __init__ and keep them on self."
         )
-    steps = [*_lm_steps(found, include_frozen), *_other_steps(found)]
+    hidden = [dynamic_lm_step(predictor.signature) for predictor in found.hidden]
+    steps = [*_lm_steps(found, include_frozen), *_other_steps(found), *hidden]
     return Workflow(
         framework=FRAMEWORK,
         name=type(program).__name__,
@@ -97,6 +107,26 @@ def _lm_steps(found: Found, include_frozen: bool) -> Iterable[Step]:
             allowed=frozenset(COGS) - blocked.keys(),
             blocked=blocked,
         )
+
+
+def dynamic_lm_step(signature: Any) -> Step:
+    """Returns the step of a predictor that no attribute of the program holds.
+
+    Its settings are put into each of its calls; there is no object in the program to replace.
+    """
+    step = dynamic_step(signature)
+    blocked = dict(_blocked_by_signature(signature))
+    blocked["ensemble"] = "it is not part of the program's attributes, so it cannot be replaced"
+    if step in _INTERNAL:
+        blocked = dict.fromkeys(COGS, _INTERNAL[step])
+    return Step(
+        id=step,
+        name=step.strip("<>"),
+        signature=core_signature(signature),
+        allowed=frozenset(COGS) - blocked.keys(),
+        blocked=blocked,
+        dynamic=True,
+    )
 
 
 def _other_steps(found: Found) -> Iterable[Step]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import inspect
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any  # Any: a program's attributes are the user's own objects
@@ -29,6 +31,7 @@ class Found:
         modules: path -> module with steps inside (the program itself is the empty path).
         frozen: paths of the modules that a `_compiled` flag freezes.
         lms: every language model that an attribute holds.
+        hidden: predictors that only the functions behind the tools hold.
     """
 
     predictors: dict[str, Any] = field(default_factory=dict)
@@ -37,6 +40,7 @@ class Found:
     modules: dict[str, Any] = field(default_factory=dict)
     frozen: list[str] = field(default_factory=list)
     lms: list[Any] = field(default_factory=list)
+    hidden: list[Any] = field(default_factory=list)
 
     def containers(self, path: str) -> Iterator[tuple[str, Any]]:
         """Yields path and module of everything around `path`, innermost first."""
@@ -58,8 +62,29 @@ def walk(program: Any) -> Found:
     DSPy's own `named_predictors` leaves out frozen modules and containers inside containers.
     """
     found = Found()
-    _visit(program, "", found, set())
+    seen: set[int] = set()
+    _visit(program, "", found, seen)
+    for tool in list(found.tools.values()):
+        behind = Found()
+        for value in _held_by(tool.func):
+            _visit(value, "", behind, seen)
+        found.hidden.extend(behind.predictors.values())
     return found
+
+
+def _held_by(function: Any) -> Iterator[Any]:
+    """Yields the programs that a function can reach: its object, closure and module's names."""
+    while isinstance(function, functools.partial):
+        yield from (*function.args, *function.keywords.values())
+        function = function.func
+    function = inspect.unwrap(function)
+    yield getattr(function, "__self__", None)
+    function = getattr(function, "__func__", function)
+    if inspect.isfunction(function):
+        yield from inspect.getclosurevars(function).nonlocals.values()
+        names = function.__code__.co_names
+        held = [function.__globals__.get(name) for name in names]
+        yield from (value for value in held if isinstance(value, BaseModule))
 
 
 def _visit(value: Any, path: str, found: Found, seen: set[int]) -> None:
