@@ -93,6 +93,7 @@ class Ledger:
         self._lock = threading.Lock()
         self._paid = paid or Usage()
         self._num_runs = 0
+        self._num_replayed = 0
         self._costs = array("d", [] if estimate_usd is None else [estimate_usd])
         self._tokens = array("d")
         self._has_guess = estimate_usd is not None
@@ -102,6 +103,11 @@ class Ledger:
     def num_runs(self) -> int:
         """Workflow runs reserved so far, replayed ones included."""
         return self._num_runs
+
+    @property
+    def num_replayed(self) -> int:
+        """How many of those came from the journal."""
+        return self._num_replayed
 
     @property
     def paid(self) -> Usage:
@@ -122,8 +128,8 @@ class Ledger:
         cost = self._limits.max_cost_usd is not None and not self._costs
         return cost or (self._limits.max_tokens is not None and not self._tokens)
 
-    def reserve(self, num_runs: int) -> None:
-        """Counts `num_runs` more workflow runs; all or none.
+    def reserve(self, num_runs: int) -> int:
+        """Counts `num_runs` more workflow runs, all or none; returns how many there were before.
 
         Raises:
             BudgetExhaustedError: if `max_runs` does not allow them.
@@ -136,6 +142,7 @@ class Ledger:
                     "not fit. Start the run again with a larger budget to go on from here."
                 )
             self._num_runs += num_runs
+            return self._num_runs - num_runs
 
     def release(self, num_runs: int) -> None:
         """Gives back reserved runs that were not done."""
@@ -186,7 +193,7 @@ class Ledger:
             self._paid += paid
         self._check_known()
 
-    def observe(self, usage: Usage) -> None:
+    def observe(self, usage: Usage, *, replayed: bool = False) -> None:
         """Learns from one finished run what a run takes.
 
         Give what it takes uncached (`Evaluation.usage`), and give a batch's runs in task order:
@@ -198,6 +205,7 @@ class Ledger:
                 self._has_guess = False
             self._costs.append(usage.cost_usd or 0.0)
             self._tokens.append(_tokens(usage))
+            self._num_replayed += replayed
 
     def _cost(self) -> float:
         return self._paid.cost_usd or 0.0

@@ -95,7 +95,6 @@ class Runner:
         self._pool = WorkerPool(num_threads, name="adaseek-run")
         self._errors: Counter[str] = Counter()
         self._order: dict[str, int] = {}
-        self._num_replayed = 0
 
     def __call__(self, tasks: Sequence[Task]) -> list[Evaluation]:
         """Returns one evaluation per task, in the order of the tasks.
@@ -112,10 +111,9 @@ class Runner:
         keys = [task.key for task in tasks]
         batch = dict(zip(keys, tasks, strict=True))
         fresh = [key for key in batch if key not in self._order]
-        self._ledger.reserve(len(fresh))
         # The place of a run in the journal is its place in the search, whichever ends first.
-        for key in fresh:
-            self._order[key] = len(self._order)
+        first = self._ledger.reserve(len(fresh))
+        self._order.update((key, first + i) for i, key in enumerate(fresh))
         done = {key: found for key in batch if (found := self._journal.find(key)) is not None}
         try:
             self._accept_replayed([done[key] for key in fresh if key in done])
@@ -140,8 +138,7 @@ class Runner:
 
     def _accept_replayed(self, evaluations: Sequence[Evaluation]) -> None:
         for evaluation in evaluations:
-            self._num_replayed += 1
-            self._ledger.observe(evaluation.usage)
+            self._ledger.observe(evaluation.usage, replayed=True)
             self._count_error(evaluation)
         if evaluations:
             self._report()
@@ -296,7 +293,7 @@ class Runner:
     def _report(self) -> None:
         if self._listener is not None:
             ledger = self._ledger
-            self._listener(Progress(ledger.num_runs, self._num_replayed, ledger.paid.cost_usd))
+            self._listener(Progress(ledger.num_runs, ledger.num_replayed, ledger.paid.cost_usd))
 
 
 @dataclass

@@ -17,13 +17,13 @@ def cost(usd: float | None, tokens: int = 0) -> Usage:
 
 def test_runs_are_reserved_all_or_none() -> None:
     ledger = Ledger(Limits(max_runs=5))
-    ledger.reserve(3)
+    assert ledger.reserve(3) == 0
     with pytest.raises(BudgetExhaustedError, match="`max_runs` is 5: 3 runs are used, so 3 more"):
         ledger.reserve(3)
     assert ledger.num_runs == 3
-    ledger.reserve(2)
+    assert ledger.reserve(2) == 3
     ledger.release(1)
-    ledger.reserve(1)
+    assert ledger.reserve(1) == 4
     assert ledger.num_runs == 5
 
 

@@ -98,6 +98,20 @@ def test_results_come_in_task_order_for_any_number_of_threads(
     assert orders[0] == orders[1] == orders[2] == [t.key for t in tasks]
 
 
+def test_runners_that_share_a_ledger_share_one_order_and_one_cap(
+    journal: Journal, task: MakeTask
+) -> None:
+    ledger = Ledger(Limits(max_runs=5))
+    first = Runner(run=answer, metric=metric, journal=journal, ledger=ledger)
+    second = Runner(run=answer, metric=metric, journal=journal, ledger=ledger)
+    first([task(5), task(4)])
+    second([task(3), task(2)])
+    first([task(5), task(1)])
+    assert [e.task_key for e in journal.evaluations()] == [task(i).key for i in (5, 4, 3, 2, 1)]
+    with pytest.raises(BudgetExhaustedError, match="max_runs"):
+        second([task(0)])
+
+
 def test_journalled_tasks_are_replayed_without_running(journal: Journal, task: MakeTask) -> None:
     program = Program()
     first = Runner(run=program, metric=metric, journal=journal)([task(1), task(2)])
