@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from adaseek._canonical import fingerprint
@@ -121,9 +121,8 @@ class InstructionsCog:
         scores = _scores(evidence, step)
         if added and added[-1].setting.instructions not in scores:
             return []
-        parent = max(scores, key=lambda text: (scores[text].shrunken, text))
         index = len(added)
-        failures = _failures(evidence, step, parent, f"{context.seed}/{index}")
+        parent, failures = _parent(scores, evidence, step, f"{context.seed}/{index}")
         if not failures:
             return []
         prompt = improvement_prompt(
@@ -185,6 +184,22 @@ def _scores(runs: Sequence[Run], step: Step) -> dict[str, _Record]:
         )
         for text, v in values.items()
     }
+
+
+def _parent(
+    scores: Mapping[str, _Record], runs: Sequence[Run], step: Step, salt: str
+) -> tuple[str, list[Failure]]:
+    """Returns the best text that has failed, and its failures; none if a tried text never fails.
+
+    A text with a few perfect runs is not yet known to be perfect, and there is nothing to learn
+    from them: the next best text is improved meanwhile.
+    """
+    ranked = sorted(scores, key=lambda text: (-scores[text].shrunken, text))
+    for text in ranked:
+        failures = _failures(runs, step, text, salt)
+        if failures or scores[text].num_runs > _PRIOR_RUNS:
+            return text, failures
+    return ranked[0], []
 
 
 def _failures(runs: Sequence[Run], step: Step, text: str, salt: str) -> list[Failure]:
