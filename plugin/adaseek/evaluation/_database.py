@@ -101,7 +101,8 @@ def _lock_file(path: Path, resources: ExitStack) -> None:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         file.seek(0)
-        raise JournalError(_is_open_message(str(path), file.read().strip())) from None
+        holder = f"{path}, {file.read().strip()}"
+        raise JournalError(_is_open_message(holder, cure="`run_dir`")) from None
     except OSError as error:
         raise JournalError(
             f"{path} cannot be locked ({error}). Choose a `run_dir` on a local disk."
@@ -120,15 +121,14 @@ def _lock_postgresql(engine: Engine, run_id: str, resources: ExitStack) -> None:
         connection = connection.execution_options(isolation_level="AUTOCOMMIT")
         locked = connection.execute(sql_text("SELECT pg_try_advisory_lock(:key)"), {"key": key})
         if not locked.scalar_one():
-            raise JournalError(
-                _is_open_message(f"run '{run_id}' in {display_name(engine.url)}", "")
-            )
+            name = f"run '{run_id}' in {display_name(engine.url)}"
+            raise JournalError(_is_open_message(name, cure="`run_id`"))
 
 
-def _is_open_message(what: str, holder: str) -> str:
+def _is_open_message(what: str, *, cure: str) -> str:
     return (
-        f"The journal is open already ({what}{', ' if holder else ''}{holder}); two writers would "
-        "pay for the same runs twice. Wait for the other run to end, or choose another `run_dir`."
+        f"The journal is open already ({what}); two writers would pay for the same runs twice. "
+        f"Wait for the other run to end, or choose another {cure}."
     )
 
 
@@ -138,10 +138,15 @@ def errors_named(url: URL) -> Iterator[None]:
     try:
         yield
     except DBAPIError as error:
+        cure = (
+            "If the disk is full or read-only, cure that and start again; if the file is damaged, "
+            "restore a copy, or delete it to start anew."
+            if url.get_backend_name() == "sqlite"
+            else "See to the database server and the rights of its user, and start again."
+        )
+        reason = str(error.orig).strip().rstrip(".")
         raise JournalError(
-            f"The journal {display_name(url)} cannot be read or written: {error.orig}. If the disk "
-            "is full or read-only, cure that and start again; if the file is damaged, restore a "
-            "copy, or delete it to start anew."
+            f"The journal {display_name(url)} cannot be read or written: {reason}. {cure}"
         ) from error
     except SQLAlchemyError as error:
         raise JournalError(f"The journal {display_name(url)} cannot be used: {error}.") from error

@@ -34,6 +34,8 @@ RunWorkflow = Callable[[Recipe, Example, RunContext], Trace]
 
 _POLL_S = 0.1
 _MAX_SHOWN_ERRORS = 3
+_HANGS_AFTER = 2.0
+"""A run that takes this many times its `timeout_s`, plus the grace time, is said to hang."""
 
 
 class RunInterrupted(AdaseekError):  # noqa: N818 - an interruption is no error of anybody's
@@ -164,6 +166,7 @@ class Runner:
         try:
             while wave.num_open:
                 self._take(wave, done, timeout_s=_POLL_S)
+                self._check_overdue(wave)
                 if self._stop.is_set():
                     raise RunInterrupted
         except (KeyboardInterrupt, RunInterrupted):
@@ -178,13 +181,14 @@ class Runner:
         context = contextvars.copy_context()
 
         def work() -> None:
-            if wave.ending.is_set():
+            if wave.ending.is_set() or self._stop.is_set():
                 wave.results.put((key, None))
                 return
             # Whatever ends a run in its thread is handed to the caller's thread, and raised there.
             try:
                 wave.results.put((key, context.run(self._evaluate, key, task, wave)))
             except BaseException as error:
+                wave.ending.set()
                 wave.results.put((key, error))
 
         return work
@@ -195,7 +199,9 @@ class Runner:
         paid = Usage()
         attempt = 1
         while True:
+            wave.running[key] = time.monotonic()
             trace = self._run(task.recipe, task.example, context)
+            del wave.running[key]
             paid += _paid(trace)
             if trace.error_kind != "endpoint":
                 return self._journalled(key, task, trace, paid)
@@ -247,6 +253,22 @@ class Runner:
             self._count_error(outcome)
             self._report()
 
+    def _check_overdue(self, wave: _Wave) -> None:
+        # An adapter ends a run between its requests. One that hangs inside a request cannot be
+        # ended from outside, but the user must hear of it.
+        limit_s = self._context.timeout_s
+        if limit_s is None:
+            return
+        now_s = time.monotonic()
+        for key, started_s in tuple(wave.running.items()):
+            if now_s - started_s > _HANGS_AFTER * limit_s + self._grace_s:
+                raise EndpointError(
+                    f"The workflow run {key} has not come back {now_s - started_s:.0f} s after it "
+                    f"began, though `timeout_s` is {limit_s:g}: a model server or tool hangs. See "
+                    "to it, give its client a timeout, and start the run again: it goes on from "
+                    f"the {self._journal.count()} workflow runs that are journalled."
+                )
+
     def _drain(self, wave: _Wave, done: dict[str, Evaluation]) -> None:
         """Starts nothing more, and waits up to the grace time for what is in flight."""
         wave.ending.set()
@@ -280,14 +302,14 @@ class Runner:
         return (
             f"The endpoint failed {self._retry.tries} times on example {task.example.id}: "
             f"{trace.error}. See to the model server, then start the run again: it goes on from "
-            f"the {len(self._journal)} workflow runs that are journalled."
+            f"the {self._journal.count()} workflow runs that are journalled."
         )
 
     def _interrupted_message(self, num_lost: int) -> str:
         lost = f", {num_lost} in flight were given up" if num_lost else ""
         return (
-            f"Interrupted: {len(self._journal)} workflow runs are journalled{lost}. Start the run "
-            "again with the same settings to go on."
+            f"Interrupted: {self._journal.count()} workflow runs are journalled{lost}. "
+            "Start the run again with the same settings to go on."
         )
 
     def _report(self) -> None:
@@ -298,13 +320,21 @@ class Runner:
 
 @dataclass
 class _Wave:
-    """The tasks that are being run now; None stands for a task that was not started."""
+    """The tasks that are being run now.
+
+    Attributes:
+        num_open: tasks whose outcome has not been taken yet.
+        ending: set when no further task may start.
+        results: outcomes as they come; None stands for a task that was not started.
+        running: task key -> when its run under way began.
+    """
 
     num_open: int
     ending: threading.Event = field(default_factory=threading.Event)
     results: queue.SimpleQueue[tuple[str, Evaluation | BaseException | None]] = field(
         default_factory=queue.SimpleQueue
     )
+    running: dict[str, float] = field(default_factory=dict)
 
 
 def _paid(trace: Trace) -> Usage:

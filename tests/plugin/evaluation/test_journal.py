@@ -125,7 +125,7 @@ def test_a_task_cannot_be_recorded_twice(journal: Journal, task: Callable[..., T
     journal.record(outcome(task(1)), task(1))
     with pytest.raises(JournalError, match="UNIQUE"):
         journal.record(outcome(task(1)), task(1))
-    assert len(journal) == 1
+    assert journal.count() == 1
 
 
 def test_outcomes_come_back_in_sequence_over_pages(
@@ -175,7 +175,7 @@ def test_runs_in_one_database_do_not_see_each_other(
         journal.record(outcome(task(1)), task(1))
     with Journal.open(path, identity={"seed": 2}, run_id="b") as journal:
         assert journal.find(task(1).key) is None
-        assert len(journal) == 0
+        assert journal.count() == 0
         assert journal.paid() == Usage()
         journal.record(outcome(task(1)), task(1))
 
@@ -370,4 +370,4 @@ def test_postgresql_keeps_outcomes_and_locks_out_a_second_writer(
             thread.start()
         for thread in threads:
             thread.join()
-        assert len(journal) == 9
+        assert journal.count() == 9

@@ -64,6 +64,49 @@ def test_killed_run_keeps_every_outcome_it_used(tmp_path: Path) -> None:
     assert _finish(path) == [f"{Recipe().fingerprint}/{i}/0" for i in range(NUM_TASKS)]
 
 
+TERMINATED = """
+import sys, time
+from adaseek.evaluation.journal import Journal
+from adaseek.evaluation.runner import Runner, RunInterrupted
+from adaseek.evaluation.signals import graceful_signals
+from adaseek.evaluation.base import Task
+from adaseek.recipe import Recipe
+from adaseek.workflow import Example, Trace
+
+def run(recipe, example, context):
+    print("started", example.id, flush=True)
+    time.sleep(0.5)
+    return Trace(output=example.id)
+
+with graceful_signals() as stop, Journal.open(sys.argv[1], identity={"seed": 0}) as journal:
+    runner = Runner(
+        run=run, metric=lambda e, t: 1.0, journal=journal, num_threads=4, stop=stop
+    )
+    try:
+        runner([Task(Recipe(), Example(str(i), {})) for i in range(60)])
+    except RunInterrupted as error:
+        print("interrupted", journal.count(), error, flush=True)
+"""
+
+
+def test_terminated_run_finishes_what_is_in_flight(tmp_path: Path) -> None:
+    path = tmp_path / "journal.db"
+    command = [sys.executable, "-c", TERMINATED, str(path)]
+    child = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    assert child.stdout is not None
+    with child.stdout:
+        first = child.stdout.readline()
+        child.send_signal(signal.SIGTERM)
+        lines = [first, *child.stdout]
+    assert child.wait() == 0
+    started = [line.split()[1] for line in lines if line.startswith("started")]
+    assert lines[-1].startswith(f"interrupted {len(started)} Interrupted: {len(started)} workflow")
+    with Journal.open(path, identity={"seed": 0}) as journal:
+        kept = {evaluation.task_key.split("/")[1] for evaluation in journal.evaluations()}
+    assert kept == set(started)
+    assert len(started) <= 2 * NUM_THREADS
+
+
 def _run_until_killed(path: Path, after_s: float) -> tuple[list[str], int]:
     child = subprocess.Popen(
         [sys.executable, "-c", CHILD, str(path)], stdout=subprocess.PIPE, text=True

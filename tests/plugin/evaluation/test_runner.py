@@ -211,7 +211,7 @@ def test_dead_endpoint_ends_the_run_and_is_no_outcome(journal: Journal, task: Ma
     with pytest.raises(EndpointError, match=r"3 times on example example-3: connection refused"):
         runner(tasks)
     assert journal.find(tasks[3].key) is None
-    finished = len(journal)
+    finished = journal.count()
     assert finished >= 3
     with Runner(run=program, metric=metric, journal=journal, retry=QUICK) as runner:
         results = runner(tasks)
@@ -294,7 +294,7 @@ def test_stop_finishes_what_is_in_flight_and_starts_nothing(
     runner = Runner(run=run, metric=metric, journal=journal, num_threads=2, stop=stop)
     with pytest.raises(RunInterrupted, match="Start the run again"):
         runner([task(i) for i in range(20)])
-    assert 1 <= len(journal) <= 2
+    assert 1 <= journal.count() <= 2
     with pytest.raises(RunInterrupted):
         runner([task(0)])
 
@@ -309,7 +309,7 @@ def test_keyboard_interrupt_becomes_an_orderly_end(journal: Journal, task: MakeT
     runner = Runner(run=run, metric=metric, journal=journal, num_threads=2)
     with pytest.raises(RunInterrupted):
         runner([task(i) for i in range(20)])
-    assert len(journal) <= 2
+    assert journal.count() <= 2
 
 
 def test_run_that_outlasts_the_grace_time_is_given_up(journal: Journal, task: MakeTask) -> None:
@@ -324,6 +324,22 @@ def test_run_that_outlasts_the_grace_time_is_given_up(journal: Journal, task: Ma
     runner = Runner(run=run, metric=metric, journal=journal, stop=stop, grace_s=0.1)
     with pytest.raises(RunInterrupted, match="1 in flight were given up"):
         runner([task(1)])
+    release.set()
+
+
+def test_run_that_hangs_ends_the_tuning_naming_it(journal: Journal, task: MakeTask) -> None:
+    release = threading.Event()
+
+    def run(recipe: Recipe, example: Example, context: RunContext) -> Trace:
+        if example.id == "example-1":
+            release.wait(30)
+        return answer(recipe, example, context)
+
+    context = RunContext(timeout_s=0.05)
+    runner = Runner(run=run, metric=metric, journal=journal, context=context, grace_s=0.2)
+    with pytest.raises(EndpointError, match=r"example-1/0 has not come back .*`timeout_s` is 0.05"):
+        runner([task(i) for i in range(3)])
+    assert journal.find(task(0).key) is not None
     release.set()
 
 
@@ -417,7 +433,7 @@ def test_runs_never_exceed_the_cap_whatever_fails(
             assert [e.task_key for e in results] == [t.key for t in tasks]
             assert all(journal.find(t.key) is not None for t in tasks)
         assert ledger.num_runs <= max_runs
-        assert len(journal) <= max_runs
+        assert journal.count() <= max_runs
         assert sum(1 for _ in runs) <= max_runs
         assert ledger.paid.cost_usd == pytest.approx(journal.paid().cost_usd)
 
@@ -484,4 +500,4 @@ def test_unknown_cost_stops_a_run_whose_money_is_capped(journal: Journal, task: 
     ledger = Ledger(Limits(max_cost_usd=1.0))
     with pytest.raises(ConfigurationError, match="unknown price"):
         Runner(run=run, metric=metric, journal=journal, ledger=ledger)([task(i) for i in range(4)])
-    assert len(journal) == 1
+    assert journal.count() == 1
