@@ -471,6 +471,23 @@ def test_money_overshoots_by_no_more_than_what_was_in_flight(
         assert ledger.paid.cost_usd == pytest.approx(journal.paid().cost_usd)
 
 
+@pytest.mark.parametrize("num_threads", [1, 3])
+def test_runs_dearer_than_the_first_stop_at_the_cap(
+    journal: Journal, task: MakeTask, num_threads: int
+) -> None:
+    def run(recipe: Recipe, example: Example, context: RunContext) -> Trace:
+        usage = Usage(requests=1, cost_usd=0.001 if example.id == "example-0" else 1.0)
+        return Trace((Call("c", "s", usage=usage),), output=example.id)
+
+    ledger = Ledger(Limits(max_cost_usd=2.5))
+    runner = Runner(run=run, metric=metric, journal=journal, ledger=ledger, num_threads=num_threads)
+    with pytest.raises(BudgetExhaustedError, match="max_cost_usd"):
+        runner([task(i) for i in range(30)])
+    assert ledger.paid.cost_usd is not None
+    assert ledger.paid.cost_usd <= 2.5 + num_threads * 1.0
+    assert ledger.num_runs == journal.count()
+
+
 def test_money_cap_holds_over_an_interruption(tmp_path: Path, task: MakeTask) -> None:
     program = Program()
     limits = Limits(max_cost_usd=0.055)
