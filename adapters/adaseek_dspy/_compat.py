@@ -56,7 +56,21 @@ def error_kind(error: BaseException) -> ErrorKind:
         if kind is not None:
             return kind
         current = current.__cause__ or current.__context__
-    return "program"
+    return "model" if _raised_by_agent(error) else "program"
+
+
+def _raised_by_agent(error: BaseException) -> bool:
+    """Returns whether a DSPy agent or adapter gave up on the model's answers.
+
+    They raise a plain ValueError, for instance when no tool call of the model was usable.
+    """
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    module = trace.tb_frame.f_globals.get("__name__", "") if trace is not None else ""
+    # `dspy.predict.predict` itself only complains about how it is called.
+    is_agent = module.startswith(("dspy.predict.", "dspy.adapters."))
+    return isinstance(error, ValueError) and is_agent and module != "dspy.predict.predict"
 
 
 def _kind_of(error: BaseException) -> ErrorKind | None:

@@ -13,7 +13,7 @@ import copy
 import functools
 import threading
 from collections import Counter
-from collections.abc import AsyncIterator, Iterator, Mapping
+from collections.abc import AsyncIterator, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any  # Any: DSPy is untyped
 
@@ -27,7 +27,7 @@ from adaseek_dspy._compat import BaseLM, plain, restored_outputs, usage_of
 from adaseek_dspy._dynamic import adapter_class
 from adaseek_dspy._recorder import Recorder, Request
 
-__all__ = ["SETTINGS_KEY", "Observer", "observed_adapter"]
+__all__ = ["SETTINGS_KEY", "Observer", "anchor", "observed_adapter"]
 
 SETTINGS_KEY = "adaseek_observer"
 """Key of DSPy's settings that holds the observer of the current run. DSPy carries its settings
@@ -216,7 +216,7 @@ class _ObservedCall:
         request = self._request
         request.start_s = self._recorder.now_s()
         try:
-            with dspy.context(usage_tracker=self._tracker):
+            with dspy.context(**self._tracking()):
                 yield
         except BaseException as error:
             request.error = f"{type(error).__name__}: {error}"
@@ -224,6 +224,12 @@ class _ObservedCall:
         finally:
             request.end_s = self._recorder.now_s()
             self._finish()
+
+    def _tracking(self) -> dict[str, Any]:
+        # LiteLLM asks a stream for its usage only if DSPy tracks usage. It changes the request by
+        # `stream_options`, which no answer depends on; without it the run would seem free.
+        streams = dspy.settings.get("send_stream") is not None
+        return {"usage_tracker": self._tracker, **({"track_usage": True} if streams else {})}
 
     def _finish(self) -> None:
         request = self._request
@@ -320,6 +326,55 @@ def _observed_class(cls: type) -> type:
     kept = ("__module__", "__qualname__", "forward_contract")
     own = {name: value for name, value in vars(cls).items() if name in kept}
     return type(cls.__name__, (_ObservedLM, cls), {"__qualname__": cls.__qualname__, **own})
+
+
+@dataclass(frozen=True)
+class _Anchor:
+    """DSPy's settings of a run, for predictors that are called outside of its context."""
+
+    settings: Mapping[str, Any]
+
+    def __deepcopy__(self, _memo: dict[int, Any]) -> _Anchor:
+        return self
+
+
+class _Anchored:
+    """Mixed in before a predictor's own class: keeps it in its run in every thread.
+
+    A thread that the user's code starts has DSPy's global settings, not those of the run, unless
+    the code copies the context.
+    """
+
+    adaseek_anchor: _Anchor
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        with _in_run(self.adaseek_anchor):
+            return super().__call__(*args, **kwargs)  # type: ignore[misc]
+
+    async def acall(self, *args: Any, **kwargs: Any) -> Any:
+        with _in_run(self.adaseek_anchor):
+            return await super().acall(*args, **kwargs)  # type: ignore[misc]
+
+
+def _in_run(anchor: _Anchor) -> contextlib.AbstractContextManager[None]:
+    if dspy.settings.get(SETTINGS_KEY) is not None:
+        return contextlib.nullcontext()
+    context: contextlib.AbstractContextManager[None] = dspy.context(**anchor.settings)
+    return context
+
+
+def anchor(predictors: Iterable[Any], settings: Mapping[str, Any]) -> None:
+    """Keeps each of `predictors`, which belong to a run's copy, under the run's `settings`."""
+    shared = _Anchor(settings)
+    for predictor in predictors:
+        predictor.adaseek_anchor = shared
+        predictor.__class__ = _anchored_class(predictor.__class__)
+
+
+@functools.cache
+def _anchored_class(cls: type) -> type:
+    own = {"__module__": cls.__module__, "__qualname__": cls.__qualname__, "__doc__": cls.__doc__}
+    return type(cls.__name__, (_Anchored, cls), own)
 
 
 class _ObservingAdapter:

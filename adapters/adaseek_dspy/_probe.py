@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import inspect
 import threading
 from collections.abc import Mapping
@@ -13,6 +12,7 @@ from adaseek.recipe import Recipe
 from adaseek.workflow import Edge, Note, Step, Workflow
 
 from adaseek_dspy._apply import apply_to_copy, exchanged
+from adaseek_dspy._calling import called
 from adaseek_dspy._compat import BaseLM
 from adaseek_dspy._naming import DIRECT_CALL, dynamic_step
 from adaseek_dspy._recorder import OWN_TOOLS
@@ -117,7 +117,7 @@ class _Round:
         settings = {"lm": _ProbeLM(self), "adapter": _ProbeAdapter(self), "trace": []}
         with dspy.context(**settings):
             try:
-                output = _called(self._program, inputs)
+                output = called(self._program, inputs)
             except Exception:
                 # Marked values may not suit the user's code, which may raise anything; the edges
                 # up to there are real.
@@ -274,9 +274,3 @@ def _typed_inputs(program: Any, workflow: Workflow) -> dict[str, Any]:
     except (NameError, TypeError):
         hints = {}  # annotations that only the type checker can resolve
     return {name: hints.get(name, str) for name in workflow.inputs}
-
-
-def _called(program: Any, inputs: Mapping[str, Any]) -> Any:
-    if getattr(type(program), "forward", None) is not None:
-        return program(**inputs)
-    return asyncio.run(program.acall(**inputs))

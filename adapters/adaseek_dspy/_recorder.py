@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any  # Any: DSPy is untyped
 
 import dspy
@@ -105,13 +105,13 @@ class Recorder(BaseCallback):  # type: ignore[misc]  # DSPy is untyped
 
         DSPy's figure is a published price, so it says nothing about an endpoint given by URL.
         """
+        if not usage.requests and not usage.input_tokens:
+            return replace(usage, cost_usd=0.0)  # refused before any work was done
         price = self.context.price
         cost = price(model, usage, duration_s) if price is not None else None
         if cost is None and not model.endpoint and isinstance(own, int | float):
             cost = float(own)
-        return Usage(
-            usage.input_tokens, usage.output_tokens, usage.cached_tokens, usage.requests, cost
-        )
+        return replace(usage, cost_usd=cost)
 
     # -- DSPy's callback protocol ------------------------------------------------------------
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Mapping
 from typing import Any  # Any: DSPy is untyped
 
@@ -13,8 +12,9 @@ from adaseek.recipe import Recipe
 from adaseek.workflow import Example, Trace, Workflow
 
 from adaseek_dspy._apply import apply_to_copy
+from adaseek_dspy._calling import called
 from adaseek_dspy._compat import error_kind
-from adaseek_dspy._observe import SETTINGS_KEY, Observer, observed_adapter
+from adaseek_dspy._observe import SETTINGS_KEY, Observer, anchor, observed_adapter
 from adaseek_dspy._recorder import Recorder
 from adaseek_dspy._walk import walk
 
@@ -39,11 +39,12 @@ def run(
     )
     recorder = Recorder(context, applied.steps, workflow)
     observer = Observer(recorder)
-    _observe_models(applied.program, observer)
+    settings = _settings(observer)
+    _observe(applied.program, observer, settings)
     output, error = None, None
-    with dspy.context(**_settings(observer)):
+    with dspy.context(**settings):
         try:
-            output = _called(applied.program, _inputs(example))
+            output = called(applied.program, _inputs(example))
         except Exception as raised:
             # The isolation boundary of a run: whatever the program raises is its result.
             error = raised
@@ -69,9 +70,10 @@ def _settings(observer: Observer) -> dict[str, Any]:
     }
 
 
-def _observe_models(program: Any, observer: Observer) -> None:
-    """Makes every model that the copy holds an observed one."""
+def _observe(program: Any, observer: Observer, settings: Mapping[str, Any]) -> None:
+    """Makes every model that the copy holds an observed one, and ties its predictors to the run."""
     found = walk(program)
+    anchor(found.predictors.values(), settings)
     for module in (*found.modules.values(), *found.predictors.values()):
         for name, value in list(vars(module).items()):
             if type(value) in (list, dict):
@@ -95,9 +97,3 @@ def _inputs(example: Example) -> Mapping[str, Any]:
     if isinstance(example.raw, dspy.Example):
         return dict(example.raw.inputs().items())
     return dict(example.inputs)
-
-
-def _called(program: Any, inputs: Mapping[str, Any]) -> Any:
-    if getattr(type(program), "forward", None) is not None:
-        return program(**inputs)
-    return asyncio.run(program.acall(**inputs))

@@ -11,6 +11,7 @@ from adaseek.errors import ConfigurationError, choices
 from adaseek.recipe import Demo, Setting
 from adaseek.workflow import ModelRef
 from pydantic import TypeAdapter, ValidationError
+from pydantic.errors import PydanticUserError
 
 from adaseek_dspy._convert import model_reference
 from adaseek_dspy._translate import REASONING_FIELDS, reasoning_fields
@@ -111,5 +112,5 @@ def _typed(name: str, value: Any, signature: Any) -> Any:
         return value
     try:
         return TypeAdapter(field.annotation).validate_python(value)
-    except (ValidationError, TypeError):
+    except (ValidationError, PydanticUserError, TypeError):
         return value  # shown as it is; a demo is text to the model in any case

@@ -1,0 +1,250 @@
+"""Requests that were paid for once are not made again."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from adaseek.evaluation.base import CallRecord, RunContext
+from adaseek.recipe import Ensemble, Recipe, Setting
+from adaseek.testing.loopback import LoopbackServer, Reply
+from adaseek.workflow import ModelRef, Trace, Usage
+
+dspy = pytest.importorskip("dspy")
+
+from adaseek_dspy import translate  # noqa: E402
+from adaseek_dspy._convert import core_example  # noqa: E402
+from adaseek_dspy._run import run  # noqa: E402
+
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
+EXAMPLE = core_example(dspy.Example(q="what", y="label").with_inputs("q"))
+
+
+class Memo:
+    """A memo that keeps what a journal would: JSON text."""
+
+    def __init__(self) -> None:
+        self.records: dict[str, tuple[str, CallRecord]] = {}
+
+    def get(self, key: str) -> CallRecord | None:
+        if key not in self.records:
+            return None
+        text, record = self.records[key]
+        return CallRecord(json.loads(text), record.usage, record.duration_s, record.model)
+
+    def put(self, key: str, record: CallRecord) -> None:
+        self.records[key] = (json.dumps(record.outputs), record)
+
+
+@pytest.fixture
+def memo() -> Memo:
+    return Memo()
+
+
+def ran(program: Any, memo: Memo | None, recipe: Recipe | None = None, **context: Any) -> Trace:
+    workflow = translate(program)
+    return run(program, workflow, recipe or Recipe(), EXAMPLE, RunContext(memo=memo, **context))
+
+
+def test_a_known_request_is_not_sent(
+    two_steps: Any, lm: Any, memo: Memo, server: LoopbackServer
+) -> None:
+    first = ran(two_steps, memo)
+    server.clear()
+    again = ran(two_steps, memo)
+    assert server.requests == ()
+    assert again.output.toDict() == first.output.toDict()
+    assert all(call.cached for call in again.calls)
+    assert not any(call.cached for call in first.calls)
+    assert again.usage == first.usage
+    assert [c.duration_s for c in again.calls] == [c.duration_s for c in first.calls]
+    assert again.latency_s == pytest.approx(first.latency_s)
+    assert [c.outputs for c in again.calls] == [c.outputs for c in first.calls]
+
+
+def test_a_change_in_the_last_step_repeats_only_that_one(
+    two_steps: Any, lm: Any, memo: Memo, server: LoopbackServer
+) -> None:
+    ran(two_steps, memo)
+    server.clear()
+    trace = ran(two_steps, memo, Recipe({"c.predict": Setting(instructions="Other.")}))
+    assert [call.cached for call in trace.calls] == [True, False]
+    assert len(server.requests) == 1
+
+
+def test_the_key_names_everything_that_determines_the_answer(
+    two_steps: Any, make_lm: Callable[..., Any], memo: Memo, server: LoopbackServer
+) -> None:
+    models = [
+        make_lm(),
+        make_lm("openai/m2"),
+        make_lm(temperature=0.5),
+        make_lm(max_tokens=7),
+        make_lm(api_base=server.url + "/"),
+    ]
+    for model in models:
+        with dspy.context(lm=model, callbacks=[]):
+            ran(two_steps, memo)
+    assert len(server.requests) == len(memo.records) == 2 * len(models)
+    with dspy.context(lm=make_lm(api_key="another-key"), callbacks=[]):
+        ran(two_steps, memo)
+    assert len(server.requests) == 2 * len(models)
+    assert "secret-key" not in str(memo.records)
+
+
+def test_replicates_are_draws_of_their_own_unless_nothing_is_drawn(
+    two_steps: Any, make_lm: Callable[..., Any], memo: Memo, server: LoopbackServer
+) -> None:
+    for temperature, num_requests in ((0.0, 2), (0.7, 4), (None, 4)):
+        with dspy.context(lm=make_lm(temperature=temperature), callbacks=[]):
+            ran(two_steps, memo, replicate=0)
+            ran(two_steps, memo, replicate=1)
+            ran(two_steps, memo, replicate=1)
+        assert len(server.requests) == num_requests
+        server.clear()
+
+
+def test_members_of_an_ensemble_are_draws_of_their_own(
+    lm: Any, memo: Memo, server: LoopbackServer
+) -> None:
+    program = dspy.Predict("q -> a")
+    ran(program, memo, Recipe({"self": Setting(ensemble=Ensemble(3))}))
+    assert len(server.requests) == 3
+    ran(program, memo, Recipe({"self": Setting(ensemble=Ensemble(5))}))
+    assert len(server.requests) == 5
+
+
+class Repeating(dspy.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.a = dspy.Predict("q -> a", temperature=0.7)
+
+    def forward(self, q: str) -> Any:
+        return [self.a(q=q) for _ in range(3)][-1]
+
+
+def test_equal_requests_of_one_run_share_an_answer_only_if_the_user_caches(
+    make_lm: Callable[..., Any], memo: Memo, server: LoopbackServer
+) -> None:
+    with dspy.context(lm=make_lm(cache=True), callbacks=[]):
+        ran(Repeating(), memo)
+        assert len(server.requests) == 1
+    server.clear()
+    with dspy.context(lm=make_lm(cache=False), callbacks=[]):
+        ran(Repeating(), memo)
+        assert len(server.requests) == 3
+        ran(Repeating(), memo)
+        assert len(server.requests) == 3
+
+
+def test_failures_are_not_remembered(
+    make_lm: Callable[..., Any], memo: Memo, server: LoopbackServer
+) -> None:
+    answer = server.answer
+    server.answer = lambda body: Reply("broken", status=500)
+    with dspy.context(lm=make_lm(num_retries=0), callbacks=[]):
+        assert ran(dspy.Predict("q -> a"), memo).error_kind == "endpoint"
+        assert memo.records == {}
+        server.answer = answer
+        assert ran(dspy.Predict("q -> a"), memo).output.a == "v-a"
+
+
+def test_the_price_of_today_holds_for_an_answer_of_yesterday(
+    two_steps: Any, lm: Any, memo: Memo
+) -> None:
+    assert ran(two_steps, memo).usage.cost_usd is None
+
+    def price(model: ModelRef, usage: Usage, duration_s: float) -> float:
+        return 1.0
+
+    assert ran(two_steps, memo, price=price).usage.cost_usd == 2.0
+
+
+def test_a_memo_serves_async_programs(lm: Any, memo: Memo, server: LoopbackServer) -> None:
+    class Steps(dspy.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a = dspy.Predict("q -> x")
+
+        async def aforward(self, q: str) -> Any:
+            return (await asyncio.gather(self.a.acall(q=q), self.a.acall(q=q + "!")))[0]
+
+    ran(Steps(), memo)
+    assert len(server.requests) == 2
+    assert ran(Steps(), memo).output.x == "v-x"
+    assert len(server.requests) == 2
+
+
+@pytest.mark.skipif(not hasattr(dspy, "ReActV2"), reason="this DSPy has no ReActV2")
+def test_native_tool_calls_come_back_from_the_memo(
+    make_lm: Callable[..., Any], memo: Memo, server: LoopbackServer
+) -> None:
+    def search(q: str) -> str:
+        """Finds something."""
+        return f"found:{q}"
+
+    program = dspy.ReActV2("q -> a", tools=[search], max_iters=3)
+    adapter = dspy.ChatAdapter(use_native_function_calling=True)
+    with dspy.context(lm=make_lm("openai/gpt-4o-mini"), adapter=adapter, callbacks=[]):
+        first = ran(program, memo)
+        assert first.error is None
+        assert "tools" in server.bodies[0]
+        server.clear()
+        again = ran(program, memo)
+    assert server.requests == ()
+    assert again.output.a == first.output.a == "final"
+
+
+def test_a_direct_call_is_answered_from_the_memo(
+    lm: Any, memo: Memo, server: LoopbackServer
+) -> None:
+    class Direct(dspy.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a = dspy.Predict("q -> x")
+            self.own = lm
+
+        def forward(self, q: str) -> Any:
+            return self.a(q=self.own(q)[0] + dspy.settings.lm(q)[0])
+
+    ran(Direct(), memo)
+    server.clear()
+    ran(Direct(), memo)
+    assert server.requests == ()
+
+
+@pytest.fixture
+def own_cache() -> Any:
+    """DSPy's cache in memory, empty, and as it was afterwards."""
+    before = dspy.cache
+    dspy.configure_cache(enable_disk_cache=False, enable_memory_cache=True)
+    yield dspy.cache
+    dspy.cache = before
+
+
+def test_dspys_own_cache_answers_only_when_it_may(
+    two_steps: Any, make_lm: Callable[..., Any], server: LoopbackServer, own_cache: Any
+) -> None:
+    with dspy.context(lm=make_lm(cache=True), callbacks=[]):
+        two_steps(q="what")
+        server.clear()
+        assert ran(two_steps, None, use_cache=False).latency_s is not None
+        assert len(server.requests) == 2
+        server.clear()
+        cached = ran(two_steps, None, use_cache=True)
+    assert server.requests == ()
+    assert all(call.cached for call in cached.calls)
+    assert cached.latency_s is None
+    assert cached.usage.cost_usd is None
+
+
+def test_dspys_own_cache_keeps_replicates_apart(
+    two_steps: Any, make_lm: Callable[..., Any], server: LoopbackServer, own_cache: Any
+) -> None:
+    with dspy.context(lm=make_lm(cache=True, temperature=0.5), callbacks=[]):
+        for replicate in (0, 1, 1, 0):
+            ran(two_steps, None, use_cache=True, replicate=replicate)
+    assert len(server.requests) == 4
