@@ -69,9 +69,14 @@ def adaseek_probe(obj: Any, workflow: Workflow) -> frozenset[Edge] | None:
 @hookimpl
 def adaseek_example(obj: Any, raw: Any) -> Example | None:
     import dspy
+    from adaseek.workflow import Example
 
     from adaseek_dspy._convert import core_example
+    from adaseek_dspy._translate import is_program
 
+    if isinstance(raw, Example) and raw.raw is None and is_program(obj):
+        # Read from a file: the user's metric expects DSPy's own object.
+        raw = dspy.Example({**raw.inputs, **raw.labels}).with_inputs(*raw.inputs)
     return core_example(raw) if isinstance(raw, dspy.Example) else None
 
 

@@ -27,6 +27,17 @@ class Comparison:
     difference: Estimate | None = None
 
     @property
+    def change(self) -> float | None:
+        """The difference relative to the original, None if it is of other runs than the means.
+
+        Latency is timed alone on fewer examples than the difference is measured on.
+        """
+        old, difference = self.original, self.difference
+        if old is None or difference is None or old.mean == 0 or old.num != difference.num:
+            return None
+        return difference.mean / abs(old.mean)
+
+    @property
     def reading(self) -> Reading | None:
         """What the difference says, None if there is none."""
         return None if self.difference is None else reading(self.objective, self.difference)

@@ -59,9 +59,9 @@ def format_value(objective: str, value: float | None, *, signed: bool = False) -
     return (_MINUS if value < 0 else plus) + number
 
 
-def format_bounds(objective: str, estimate: Estimate, *, signed: bool = False) -> str:
-    """Returns the 95% confidence interval as `[low, high]`."""
-    low, high = (format_value(objective, v, signed=signed) for v in (estimate.low, estimate.high))
+def format_bounds(estimate: Estimate, *, signed: bool = False) -> str:
+    """Returns the confidence interval as `[low, high]`, in the unit of the mean beside it."""
+    low, high = (format_value("", v, signed=signed) for v in (estimate.low, estimate.high))
     return f"[{low}, {high}]"
 
 
@@ -70,16 +70,15 @@ def format_estimate(objective: str, estimate: Estimate | None, *, signed: bool =
     if estimate is None:
         return "unknown"
     mean = format_value(objective, estimate.mean, signed=signed)
-    return f"{mean} {format_bounds(objective, estimate, signed=signed)}"
+    return f"{mean} {format_bounds(estimate, signed=signed)}"
 
 
-def format_change(before: float, difference: float) -> str:
-    """Returns `difference` in percent of `before` with its sign; empty if `before` is zero."""
-    if before == 0:
+def format_change(change: float | None) -> str:
+    """Returns a relative change in percent with its sign; empty if it is not known."""
+    if change is None:
         return ""
-    percent = 100.0 * difference / abs(before)
-    digits = 0 if abs(percent) >= 10 else 1
-    return f"{'+' if percent >= 0 else _MINUS}{abs(percent):.{digits}f}%"
+    percent = abs(100.0 * change)
+    return f"{'+' if change >= 0 else _MINUS}{percent:.{0 if percent >= 10 else 1}f}%"
 
 
 def reading(objective: str, difference: Estimate) -> Reading:

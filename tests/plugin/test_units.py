@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 
 import pytest
+from adaseek._comparison import Comparison
 from adaseek._units import (
     best_estimates,
     format_bounds,
@@ -62,16 +63,33 @@ def test_values_have_the_unit_of_their_objective(
 
 def test_estimates_show_their_interval() -> None:
     estimate = Estimate(1.0, 0.5, 1.5, 9)
-    assert format_estimate("latency", estimate) == "1.00 s [0.500 s, 1.50 s]"
-    assert format_bounds("quality", estimate, signed=True) == "[+0.500, +1.50]"
+    assert format_estimate("latency", estimate) == "1.00 s [0.500, 1.50]"
+    assert format_bounds(estimate, signed=True) == "[+0.500, +1.50]"
     assert format_estimate("cost", None) == "unknown"
 
 
-def test_changes_are_relative_to_the_value_before() -> None:
-    assert format_change(0.5, 0.1) == "+20%"
-    assert format_change(-0.5, 0.01) == "+2.0%"
-    assert format_change(2.0, -1.0) == "\N{MINUS SIGN}50%"
-    assert format_change(0.0, 1.0) == ""
+def test_changes_are_percentages_with_a_sign() -> None:
+    assert format_change(0.2) == "+20%"
+    assert format_change(0.02) == "+2.0%"
+    assert format_change(-0.5) == "\N{MINUS SIGN}50%"
+    assert format_change(None) == ""
+
+
+@pytest.mark.parametrize(
+    ("original", "difference", "expected"),
+    [
+        (Estimate(2.0, 1, 3, 10), Estimate(-0.5, -1, 0, 10), -0.25),
+        (Estimate(-2.0, -3, -1, 10), Estimate(0.5, 0, 1, 10), 0.25),
+        (Estimate(2.0, 1, 3, 4), Estimate(-0.5, -1, 0, 10), None),
+        (Estimate(0.0, 0, 0, 10), Estimate(0.5, 0, 1, 10), None),
+        (None, Estimate(0.5, 0, 1, 10), None),
+        (Estimate(2.0, 1, 3, 10), None, None),
+    ],
+)
+def test_a_change_relates_values_of_the_same_runs(
+    original: Estimate | None, difference: Estimate | None, expected: float | None
+) -> None:
+    assert Comparison("latency", original, None, "validation", difference).change == expected
 
 
 @pytest.mark.parametrize(

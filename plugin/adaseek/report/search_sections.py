@@ -30,7 +30,7 @@ def estimate_cell(objective: str, estimate: Estimate | None, *, difference: bool
     if estimate is None:
         return "unknown"
     mean = format_value(objective, estimate.mean, signed=difference)
-    bounds = format_bounds(objective, estimate, signed=difference)
+    bounds = format_bounds(estimate, signed=difference)
     if difference:
         bounds += f", n = {estimate.num}"
     return join(mean, tag("span", bounds, class_="bounds"))

@@ -102,10 +102,9 @@ def _objective_tile(result: TuningResult, comparison: Comparison) -> Html:
         return _tile(name, mean, f"original program, {comparison.source} mean")
     before, after = format_value(objective, old.mean), format_value(objective, new.mean)
     value = join(tag("span", f"{before} → ", class_="before"), after)
-    if comparison.difference is None or comparison.reading is None:
+    if comparison.reading is None:
         return _tile(name, value, "training means, not confirmed")
-    change = format_change(old.mean, comparison.difference.mean)
-    note = f"{_MARKS[comparison.reading]} {change}".strip()
+    note = f"{_MARKS[comparison.reading]} {format_change(comparison.change)}".strip()
     return _tile(name, value, note, class_=comparison.reading.split()[0])
 
 
@@ -150,7 +149,7 @@ def _comparison_row(comparison: Comparison) -> list[str]:
         estimate_cell(objective, old),
         estimate_cell(objective, new),
         estimated,
-        format_change(old.mean, difference.mean) if old and difference else "",
+        format_change(comparison.change),
         tag("span", _MARKS[reading], class_=reading.split()[0]) if reading else "",
     ]
 
