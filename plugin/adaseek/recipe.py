@@ -11,6 +11,7 @@ import os
 import uuid
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args  # Any: demos and parameters hold JSON values
 
@@ -188,7 +189,7 @@ class Recipe:
         """Whether applying this recipe changes nothing."""
         return not self.settings
 
-    @property
+    @cached_property
     def fingerprint(self) -> str:
         """Hash of the settings alone: equal recipes behave equally on the same workflow."""
         return fingerprint({step: s.to_json() for step, s in self.settings.items()}, length=32)

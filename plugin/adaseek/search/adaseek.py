@@ -54,13 +54,14 @@ class SearchSettings:
         objectives: some of `quality`, `cost`, `latency`.
         constraints: bounds that the recommended configs must keep.
         eta: reduction factor of successive halving.
-        alpha: control exponent of layer complexity.
+        alpha: control exponent of layer complexity. Measured on landscapes of known truth, a
+            deeper layering pays only when it gets several trials per dimension, hence 1.5.
         num_layers: None lets the budget decide; 1 forces a flat search.
         chunk: configs proposed and raced together; also the most arms of one bracket.
         delta: chance that a race drops a config that is in truth not worse than its rivals.
         first_rung: examples before a race is first judged.
-        patience: trials without any improvement after which an arm has converged; None: twice
-            the number of its dimensions, at least 10.
+        patience: trials without any improvement after which an arm has converged; None: three
+            times the number of its dimensions, at least 16.
         failure_score: quality of a failed run.
         score_span: largest difference between two scores.
     """
@@ -70,7 +71,7 @@ class SearchSettings:
     objectives: Sequence[str] = ("quality", "cost", "latency")
     constraints: Sequence[Constraint] = ()
     eta: int = 2
-    alpha: float = 1.0
+    alpha: float = 1.5
     num_layers: int | None = None
     chunk: int = 4
     delta: float = 0.1
@@ -408,7 +409,7 @@ class AdaSeek:
     def _new_arm(self, config: Config, path: tuple[int, ...], layer: int) -> _Arm:
         patience = self.settings.patience
         if patience is None:
-            patience = max(10, 2 * self.plan.complexities[-1])
+            patience = max(16, 3 * self.plan.complexities[-1])
         return _Arm(config, path, layer, Patience(patience))
 
     def _wait(self, arm: _Arm, record: Record) -> None:
