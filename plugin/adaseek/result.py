@@ -13,7 +13,7 @@ from adaseek.errors import ConfigurationError, choices
 from adaseek.recipe import Recipe
 from adaseek.workflow import Workflow
 
-__all__ = ["Candidate", "Estimate", "Spending", "TuningResult"]
+__all__ = ["Candidate", "Estimate", "Heldout", "Spending", "TuningResult"]
 
 RESULT_FILE = "result.json"
 
@@ -73,6 +73,20 @@ class Spending:
     num_calls: int = 0
     num_memo_calls: int = 0
     seconds: float = 0.0
+
+
+@dataclass(frozen=True)
+class Heldout:
+    """The unchanged program and a recipe on the same examples.
+
+    Attributes:
+        original, tuned: objective -> estimate; unknown objectives are absent.
+        difference: objective -> estimate of tuned minus original, paired by example.
+    """
+
+    original: Mapping[str, Estimate]
+    tuned: Mapping[str, Estimate]
+    difference: Mapping[str, Estimate]
 
 
 @dataclass(frozen=True)

@@ -16,9 +16,9 @@ from adaseek._units import (
     format_value,
     label,
 )
-from adaseek.result import Estimate, TuningResult
+from adaseek.result import Estimate, Heldout, TuningResult
 
-__all__ = ["comparison_table", "comparisons_table", "frontier_table", "text_table"]
+__all__ = ["comparison_table", "comparisons_table", "frontier_table", "heldout_table", "text_table"]
 
 _COLOURS = {"better": "green", "worse": "red", "no clear difference": ""}
 
@@ -38,6 +38,15 @@ def comparisons_table(title: str, comparisons: Iterable[Comparison]) -> Table:
     for comparison in comparisons:
         table.add_row(*_cells(comparison))
     return table
+
+
+def heldout_table(held: Heldout, *, title: str = "original against recipe") -> Table:
+    """Returns the original program and the recipe on the same held-out examples."""
+    comparisons = [
+        Comparison(o, e, held.tuned.get(o), "held-out", held.difference.get(o))
+        for o, e in held.original.items()
+    ]
+    return comparisons_table(title, comparisons)
 
 
 def frontier_table(result: TuningResult) -> Table:

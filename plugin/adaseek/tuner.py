@@ -42,30 +42,16 @@ from adaseek.plugins import load_plugins
 from adaseek.program import ModelMenu, Program
 from adaseek.progress import progress_listener
 from adaseek.recipe import Recipe
-from adaseek.result import Estimate, TuningResult
+from adaseek.result import Heldout, TuningResult
 from adaseek.search.adaseek import SearchSettings
 from adaseek.search.base import OBJECTIVES, Constraint, Objective, Space, check_objectives
 from adaseek.tuning import Split, TuningRun
 from adaseek.workflow import ModelRef, Usage
 
-__all__ = ["Heldout", "Tuner"]
+__all__ = ["Tuner"]
 
 KEEP_QUALITY = (Constraint("quality", 1.0, relative=True),)
 """The default: what is recommended scores at least as well as the original."""
-
-
-@dataclass(frozen=True)
-class Heldout:
-    """The unchanged program and a recipe on the same examples.
-
-    Attributes:
-        original, tuned: objective -> estimate; unknown objectives are absent.
-        difference: objective -> estimate of tuned minus original, paired by example.
-    """
-
-    original: Mapping[str, Estimate]
-    tuned: Mapping[str, Estimate]
-    difference: Mapping[str, Estimate]
 
 
 @dataclass(frozen=True)
