@@ -86,13 +86,12 @@ def trade_off_figures(result: TuningResult) -> list[tuple[str, go.Figure]]:
 
 
 def ranking_figure(result: TuningResult) -> go.Figure:
-    """Returns the best candidates ranked by the only objective, with confidence intervals."""
+    """Returns candidates ranked by the only objective, with confidence intervals.
+
+    Original, recommended and Pareto set are always among them.
+    """
     objective = result.objectives[0]
-    known = [c for c in result.candidates if c.value(objective) is not None]
-    sign = -1 if higher_is_better(objective) else 1
-    ranked = sorted(known, key=lambda c: sign * (c.value(objective) or 0.0))[:_MAX_RANKED]
-    if result.original in known and result.original not in ranked:
-        ranked.append(result.original)
+    ranked = _ranked(result, objective)
     figure = _figure(height=110 + 22 * len(ranked))
     for name in ROLES:
         members = [c for c in ranked if role(result, c) == name]
@@ -105,8 +104,20 @@ def ranking_figure(result: TuningResult) -> go.Figure:
     figure.update_yaxes(
         categoryorder="array", categoryarray=order, automargin=True, type="category"
     )
-    figure.update_xaxes(title_text=_axis_title(objective))
+    figure.update_xaxes(title_text=_axis_title(objective), exponentformat="none")
     return figure
+
+
+def _ranked(result: TuningResult, objective: str) -> list[Candidate]:
+    """Returns the candidates to show, best first, at most as many as fit on a screen."""
+    sign = -1 if higher_is_better(objective) else 1
+    values = {c.name: c.value(objective) for c in result.candidates}
+    known = [c for c in result.candidates if values[c.name] is not None]
+    ranked = sorted(known, key=lambda c: sign * (values[c.name] or 0.0))
+    marked = [c.name for c in ranked if role(result, c) != "other"]
+    others = [c.name for c in ranked if c.name not in marked]
+    shown = {*marked, *others[: max(0, _MAX_RANKED - len(marked))]}
+    return [c for c in ranked if c.name in shown]
 
 
 def convergence_figure(data: Convergence) -> go.Figure:
@@ -202,13 +213,15 @@ def _trade_off(result: TuningResult, horizontal: str, vertical: str) -> go.Figur
             continue
         xs = [c.value(horizontal) for c in members]
         trace = _points(name, members, xs, [c.value(vertical) for c in members], result)
-        trace.update(
-            error_x=_error_bars(members, horizontal, name),
-            error_y=_error_bars(members, vertical, name),
-        )
+        if name != "other":  # theirs would hide the points; the hover has them
+            trace.update(
+                error_x=_error_bars(members, horizontal, name),
+                error_y=_error_bars(members, vertical, name),
+            )
         figure.add_trace(trace)
-    figure.update_xaxes(title_text=_axis_title(horizontal))
-    figure.update_yaxes(title_text=_axis_title(vertical))
+    # Plain numbers: the prefixes of the metric system (50µ) are no way to write money.
+    figure.update_xaxes(title_text=_axis_title(horizontal), exponentformat="none")
+    figure.update_yaxes(title_text=_axis_title(vertical), exponentformat="none", automargin=True)
     return figure
 
 
@@ -236,12 +249,8 @@ def _points(
     )
 
 
-def _error_bars(
-    members: Sequence[Candidate], objective: str, name: str
-) -> dict[str, object] | None:
-    """Returns the confidence intervals; the unimportant points have theirs in the hover only."""
-    if name == "other":
-        return {"visible": False}
+def _error_bars(members: Sequence[Candidate], objective: str, name: str) -> dict[str, object]:
+    """Returns the confidence intervals of `members`, the important ones drawn stronger."""
     estimates = [best_estimates(c, objective)[0] for c in members]
     return {
         "type": "data",

@@ -184,13 +184,14 @@ def _search_links(
 ) -> Iterable[tuple[str, str, tuple[str, str], int]]:
     """Yields a node, its kind, and a link into it with its runs, for the part under `search`."""
     names = _arm_names(trials)
+    has_arms = bool(names)
     for trial in trials:
         source = "search"
         for depth in range(1, len(trial.arm) + 1):
             node = names[trial.arm[:depth]]
             yield node, "arm", (source, node), trial.num_examples
             source = node
-        if trial.number == 0:
+        if trial.number == 0 and has_arms:
             yield _ORIGINAL, "arm", (source, _ORIGINAL), trial.num_examples
             source = _ORIGINAL
         state = _STATES.get(trial.state, trial.state)

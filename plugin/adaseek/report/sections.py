@@ -60,7 +60,8 @@ def _has_gain(result: TuningResult) -> bool:
 
 def _header(result: TuningResult) -> Html:
     ending = _ENDINGS.get(result.ended, "ended early: best so far")
-    program = f"{result.workflow.framework} · {len(result.workflow.steps)} steps"
+    num_steps = len(result.workflow.steps)
+    program = f"{result.workflow.framework} · {num_steps} step{'' if num_steps == 1 else 's'}"
     outcome, colour = ("▲ gain", " better") if _has_gain(result) else ("● original kept", "")
     badges = (
         tag("span", outcome, class_=f"badge{colour}"),
@@ -131,7 +132,8 @@ def _result(result: TuningResult) -> Html:
     else:
         lead = "Nothing was validated: take these training means as a hint, not as a gain."
     headings = ["Objective", "Original", "Recommended", "Paired difference", "Change", "Reading"]
-    rows = [_comparison_row(comparison) for comparison in comparisons]
+    no_difference = _UNMEASURED if _has_gain(result) else "same program"
+    rows = [_comparison_row(comparison, no_difference) for comparison in comparisons]
     return join(
         tag("h2", "Original against recommended"),
         tag("p", lead, class_="lead"),
@@ -139,11 +141,13 @@ def _result(result: TuningResult) -> Html:
     )
 
 
-def _comparison_row(comparison: Comparison) -> list[str]:
+def _comparison_row(comparison: Comparison, no_difference: str) -> list[str]:
     objective, old, new = comparison.objective, comparison.original, comparison.recommended
     difference, reading = comparison.difference, comparison.reading
     source = f"{comparison.source}, n = {old.num}" if old else _UNMEASURED
-    estimated = estimate_cell(objective, difference, difference=True) if difference else _UNMEASURED
+    estimated = (
+        estimate_cell(objective, difference, difference=True) if difference else no_difference
+    )
     return [
         join(label(objective), tag("span", source, class_="bounds")),
         estimate_cell(objective, old),

@@ -70,9 +70,16 @@ def test_runs_that_belong_to_no_trial_are_shown(make_result: Make) -> None:
     }
 
 
-def test_the_original_program_has_a_node_of_its_own(make_result: Make) -> None:
-    result = make_result(events=(started(("inner",)), ended(0)), spending=spent(search=10))
-    assert budget_flow(result).nodes["original program"] == "arm"
+def test_the_original_program_stands_beside_the_arms(make_result: Make) -> None:
+    nested = (started(("outer",), ("inner",)), ended(0, layer=1), ended(1, (7,)))
+    flow = budget_flow(make_result(events=nested, spending=spent(search=20)))
+    assert flow.nodes["original program"] == flow.nodes["arm 7"] == "arm"
+
+
+def test_a_flat_search_goes_straight_to_the_states(make_result: Make) -> None:
+    flat = (started(("inner",)), ended(0), ended(1))
+    flow = budget_flow(make_result(events=flat, spending=spent(search=20)))
+    assert [link.target for link in flow.links if link.source == "search"] == ["complete"]
 
 
 def test_small_arms_share_a_node(make_result: Make) -> None:

@@ -162,7 +162,7 @@ def test_charts_tell_the_candidates_apart_by_shape_and_colour(make_result: Make)
     ]
     assert len({trace["marker"]["symbol"] for trace in traces}) == 4
     assert len({trace["marker"]["color"] for trace in traces}) == 4
-    assert "visible" in traces[0]["error_x"] and "array" in traces[3]["error_y"]
+    assert "error_x" not in traces[0] and len(traces[3]["error_y"]["array"]) == 1
 
 
 def test_every_chart_and_picture_has_a_description(make_result: Make) -> None:
@@ -185,7 +185,10 @@ def test_every_column_of_every_table_has_a_header(make_result: Make) -> None:
 def test_a_single_objective_is_drawn_as_a_ranking(make_result: Make) -> None:
     page = Page(render(make_result(objectives=("quality",))))
     traces = page.figures()["figure-trade-off-0"]["data"]
-    assert {"Original program", "Recommended"} <= {trace["name"] for trace in traces}
+    shown = {trace["name"]: trace["y"] for trace in traces}
+    assert shown["Original program"] == ["original"] and len(shown["Pareto set"]) == 3
+    assert sum(map(len, shown.values())) == 24
+    assert all(len(trace["error_x"]["array"]) == len(trace["y"]) for trace in traces)
     assert "figure-trade-off-1" not in page.figures()
 
 
@@ -224,6 +227,7 @@ def test_no_gain_keeps_the_original_and_says_so(make_result: Make) -> None:
     )
     assert verdict in page.text
     assert "● original kept" in page.text and "▲" not in page.text
+    assert "same program" in page.text and "not measured" not in page.text
     assert "Nothing changes: this is the original program." in page.text
 
 
