@@ -6,7 +6,7 @@ import json
 import subprocess
 import sys
 import types
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -153,16 +153,24 @@ def tuner(result: TuningResult, monkeypatch: pytest.MonkeyPatch) -> FakeTuner:
 
 
 @pytest.fixture
-def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """The working directory: a module, a file of examples, and the toy framework installed."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "modules", dict(sys.modules))
     for module in (cli_app, inspection, load):
         monkeypatch.setattr(module, "load_plugins", lambda: plugins.load_plugins([ToyPlugin()]))
     (tmp_path / "qa_program.py").write_text(PROGRAM)
     rows = ({"question": f"q{i}", "answer": f"a{i}"} for i in range(3))
     (tmp_path / "data.jsonl").write_text("\n\n".join(json.dumps(row) for row in rows) + "\n")
-    return tmp_path
+    yield tmp_path
+    imported = {
+        n for n, m in sys.modules.items() if _is_below(getattr(m, "__file__", ""), tmp_path)
+    }
+    for name in imported:
+        del sys.modules[name]
+
+
+def _is_below(file: str | None, folder: Path) -> bool:
+    return bool(file) and folder in Path(str(file)).parents
 
 
 @pytest.fixture
@@ -303,6 +311,8 @@ def test_the_exit_code_says_how_the_run_ended(
     ran = run(*TUNE)
     assert ran.code == code
     assert result.verdict in ran.out
+    cure = f"The same command with --run-dir {result.run_dir} goes on from here."
+    assert ran.err == ("" if code == 0 else f"ended early: {ended}\n{cure}\n")
 
 
 def test_ctrl_c_exits_with_130(run: Run, tuner: FakeTuner) -> None:

@@ -212,7 +212,11 @@ def tune(
     click.echo(result.verdict)
     click.echo(f"recipe: {Path(result.run_dir) / 'recipe.json'}")
     _try_report(result)
-    return _exit_code(result.ended)
+    code = _exit_code(result.ended)
+    if code:
+        click.echo(f"ended early: {result.ended}", err=True)
+        click.echo(f"The same command with --run-dir {result.run_dir} goes on from here.", err=True)
+    return code
 
 
 @_cli.command(cls=_Command)
