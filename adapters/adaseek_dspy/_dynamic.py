@@ -94,7 +94,7 @@ class _DynamicAdapter:
 def _changed(lm: Any, lm_kwargs: Any, signature: Any, demos: Any) -> tuple[Any, Any, Any, Any]:
     dynamic = dspy.settings.get(SETTINGS_KEY)
     setting = dynamic.setting(signature) if dynamic is not None else None
-    if setting is None:
+    if dynamic is None or setting is None:
         return lm, lm_kwargs, signature, demos
     check_applicable(dynamic_step(signature), setting, signature)
     signature = changed_signature(signature, setting)

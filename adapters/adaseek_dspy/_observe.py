@@ -219,7 +219,7 @@ class _ObservedCall:
             with dspy.context(**self._tracking()):
                 yield
         except BaseException as error:
-            request.error = f"{type(error).__name__}: {error}"
+            request.failure = error
             raise
         finally:
             request.end_s = self._recorder.now_s()
@@ -236,13 +236,13 @@ class _ObservedCall:
         elapsed = request.end_s - request.start_s
         usage = self._tracker.usage()
         own_cost = self._tracker.entry.get("cost")
-        if usage is None and request.error is None and self._may_be_cached():
+        if usage is None and request.failure is None and self._may_be_cached():
             # DSPy's cache keeps the price of the real request, but neither tokens nor duration.
             request.cached, request.duration_s = True, None
             usage = Usage(requests=1)
         else:
             request.duration_s = elapsed
-        failed = request.error is not None
+        failed = request.failure is not None
         usage = usage or Usage(requests=0 if failed else 1, cost_usd=0.0 if failed else None)
         request.usage = self._recorder.priced(request.model, usage, elapsed, own_cost)
         self._remember(request)
@@ -252,7 +252,7 @@ class _ObservedCall:
 
     def _remember(self, request: Request) -> None:
         memo, key = self._context.memo, self._key
-        if memo is None or key is None or request.error is not None or request.duration_s is None:
+        if memo is None or key is None or request.failure is not None or request.duration_s is None:
             return
         outputs = plain(self.outputs)
         try:

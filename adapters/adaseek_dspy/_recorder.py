@@ -12,7 +12,7 @@ import dspy
 from adaseek.evaluation.base import RunContext
 from adaseek.workflow import Call, ModelRef, StepKind, Usage, Workflow
 
-from adaseek_dspy._compat import BaseCallback, active_call_id, usage_of
+from adaseek_dspy._compat import BaseCallback, active_call_id, error_kind, usage_of
 from adaseek_dspy._convert import json_value, model_reference
 from adaseek_dspy._naming import DIRECT_CALL, dynamic_step
 
@@ -55,7 +55,7 @@ class Request:
     duration_s: float | None = 0.0
     usage: Usage = field(default_factory=Usage)
     cached: bool = False
-    error: str | None = None
+    failure: BaseException | None = None
 
 
 class Recorder(BaseCallback):  # type: ignore[misc]  # DSPy is untyped
@@ -176,7 +176,7 @@ class Recorder(BaseCallback):  # type: ignore[misc]  # DSPy is untyped
             return
         request.end_s = self.now_s()
         request.duration_s = request.end_s - request.start_s
-        request.error = _text(exception)
+        request.failure = exception
         recent = (getattr(lm, "history", None) or [])[-_HISTORY_DEPTH:]
         entry = next((e for e in reversed(recent) if e.get("outputs") is outputs), None)
         usage = (entry or {}).get("usage") or {}
@@ -199,6 +199,12 @@ class Recorder(BaseCallback):  # type: ignore[misc]  # DSPy is untyped
             if frame.kind in ("tool", "code")
         ]
         return tuple(sorted(calls, key=lambda call: (call.start_s, call.id)))
+
+    def saw_endpoint_fail(self) -> bool:
+        """Returns whether a request ended with a failure of its endpoint."""
+        with self._lock:
+            failures = [request.failure for request in self._requests]
+        return any(f is not None and error_kind(f) == "endpoint" for f in failures)
 
     def _step_of(self, predictor: Any) -> str:
         if predictor.stage in self._steps:
@@ -253,7 +259,7 @@ def _owner_of_tool() -> str:
 def _lm_call(request: Request, frames: Mapping[str, Frame], *, is_last: bool) -> Call:
     frame = frames.get(request.parent or "")
     predictor = frame if frame is not None and frame.is_predictor else None
-    error = request.error
+    error = _text(request.failure)
     if predictor is not None and error is None:
         error = predictor.error if is_last else "The answer could not be used; it asked again."
     return Call(

@@ -9,7 +9,7 @@ import dspy
 from adaseek.evaluation.base import RunContext
 from adaseek.evaluation.latency import critical_path
 from adaseek.recipe import Recipe
-from adaseek.workflow import Example, Trace, Workflow
+from adaseek.workflow import ErrorKind, Example, Trace, Workflow
 
 from adaseek_dspy._apply import apply_to_copy
 from adaseek_dspy._calling import called
@@ -54,9 +54,15 @@ def run(
         output=output,
         latency_s=critical_path(calls),
         error=f"{type(error).__name__}: {error}" if error is not None else None,
-        error_kind=error_kind(error) if error is not None else None,
+        error_kind=_kind(error, recorder) if error is not None else None,
         id=f"{recipe.fingerprint}/{example.id}/{context.replicate}",
     )
+
+
+def _kind(error: Exception, recorder: Recorder) -> ErrorKind:
+    kind = error_kind(error)
+    # dspy.Parallel swallows a failure and gives None, on which the user's code then fails.
+    return "endpoint" if kind == "program" and recorder.saw_endpoint_fail() else kind
 
 
 def _settings(observer: Observer) -> dict[str, Any]:

@@ -27,7 +27,7 @@ __all__ = [
 ]
 
 FRAMEWORK = "dspy"
-COGS = ("ensemble", "model", "params", "reasoning", "few_shot", "instructions")
+COGS: tuple[str, ...] = ("ensemble", "model", "params", "reasoning", "few_shot", "instructions")
 REASONING_FIELDS = {"chain_of_thought": "reasoning", "plan": "plan"}
 """Setting.reasoning -> the output field that is put before the answer."""
 
@@ -246,7 +246,7 @@ def _inputs(program: Any) -> tuple[str, ...]:
         for name, parameter in list(parameters.items())[1:]
         if parameter.kind not in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD)
     ]
-    declared = getattr(program, "signature", None)
+    declared: Any = getattr(program, "signature", None)
     if not named and declared is not None and hasattr(declared, "input_fields"):
         return tuple(declared.input_fields)
     return tuple(named)

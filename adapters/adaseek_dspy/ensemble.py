@@ -38,7 +38,8 @@ def judge_signature() -> Any:
         "answers": (str, dspy.InputField(desc="the numbered answers")),
         "choice": (int, dspy.OutputField(desc="the number of the chosen answer")),
     }
-    return dspy.Signature(fields, _JUDGE_INSTRUCTIONS)
+    make: Any = dspy.Signature  # its metaclass makes a class of a dict
+    return make(fields, _JUDGE_INSTRUCTIONS)
 
 
 class EnsemblePredict(dspy.Module):  # type: ignore[misc]  # DSPy is untyped

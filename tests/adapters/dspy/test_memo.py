@@ -186,6 +186,8 @@ def test_native_tool_calls_come_back_from_the_memo(
         """Finds something."""
         return f"found:{q}"
 
+    if dspy.__version__ < "3.4":
+        pytest.importorskip("mcp", reason="LiteLLM needs it for requests with tools")
     program = dspy.ReActV2("q -> a", tools=[search], max_iters=3)
     adapter = dspy.ChatAdapter(use_native_function_calling=True)
     with dspy.context(lm=make_lm("openai/gpt-4o-mini"), adapter=adapter, callbacks=[]):
