@@ -29,11 +29,14 @@ __all__ = [
 
 @hookimpl
 def adaseek_translate(obj: Any, options: Mapping[str, Any]) -> Workflow | None:
+    """As `translate`; the option `discover` also runs the program on marked values."""
+    from adaseek_dspy._probe import discover
     from adaseek_dspy._translate import is_program, translate
 
     if not is_program(obj):
         return None
-    return translate(obj, include_frozen=bool(options.get("include_frozen", False)))
+    workflow = translate(obj, include_frozen=bool(options.get("include_frozen", False)))
+    return discover(obj, workflow) if options.get("discover", False) else workflow
 
 
 @hookimpl
@@ -121,7 +124,12 @@ def adaseek_complete(model: Any, prompt: str, seed: int, max_tokens: int) -> Com
 
 @hookimpl
 def adaseek_check_model(model: Any) -> str | None:
+    import dspy
+    from adaseek.workflow import ModelRef
+
     from adaseek_dspy._compat import BaseLM
     from adaseek_dspy._convert import check_model
 
+    if isinstance(model, ModelRef):
+        model = dspy.LM(model.id, api_base=model.endpoint or None, api_key="none")
     return check_model(model) if isinstance(model, BaseLM) else None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import threading
 from collections.abc import Mapping
-from typing import Any, get_args, get_origin, get_type_hints  # Any: DSPy is untyped
+from typing import Any, get_args, get_origin  # Any: DSPy is untyped
 
 import dspy
 from adaseek.recipe import Recipe
@@ -17,7 +17,7 @@ from adaseek_dspy._compat import BaseLM
 from adaseek_dspy._naming import DIRECT_CALL, dynamic_step
 from adaseek_dspy._recorder import OWN_TOOLS
 from adaseek_dspy._sentinels import Sentinels
-from adaseek_dspy._translate import COGS, dynamic_lm_step, translate
+from adaseek_dspy._translate import COGS, dynamic_lm_step, input_types, translate
 from adaseek_dspy._walk import walk
 
 __all__ = ["discover", "probe"]
@@ -37,7 +37,7 @@ def probe(program: Any, workflow: Workflow) -> frozenset[Edge]:
     in a copy; plain functions that the program calls do run. Branches that depend on free text
     are not all taken. Programs that run model-written code are not probed.
     """
-    return _probed(program, workflow)[0]
+    return _probed(program)[0]
 
 
 def discover(program: Any, workflow: Workflow | None = None) -> Workflow:
@@ -47,7 +47,7 @@ def discover(program: Any, workflow: Workflow | None = None) -> Workflow:
     calls of a language model, which are only observed.
     """
     workflow = workflow or translate(program)
-    edges, dynamic = _probed(program, workflow)
+    edges, dynamic = _probed(program)
     notes = tuple(_note(step) for step in dynamic.values() if step.id not in workflow.steps)
     added = workflow.with_steps(dynamic.values())
     return Workflow(
@@ -69,14 +69,14 @@ def _note(step: Step) -> Note:
     return Note("info", text, step.id)
 
 
-def _probed(program: Any, workflow: Workflow) -> tuple[frozenset[Edge], dict[str, Step]]:
+def _probed(program: Any) -> tuple[frozenset[Edge], dict[str, Step]]:
     found = walk(program)
     if any(type(module).__name__ in _INTERPRETING for module in found.modules.values()):
         return frozenset(), {}
     edges: set[Edge] = set()
     dynamic: dict[str, Step] = {}
     for index in range(_num_rounds(found.predictors)):
-        observed = _Round(program, workflow, Sentinels(index))
+        observed = _Round(program, Sentinels(index))
         observed.run()
         edges |= observed.edges
         dynamic |= observed.dynamic
@@ -98,10 +98,9 @@ def _num_rounds(predictors: Mapping[str, Any]) -> int:
 class _Round:
     """One run of a copy of the program on marked values."""
 
-    def __init__(self, program: Any, workflow: Workflow, sentinels: Sentinels) -> None:
+    def __init__(self, program: Any, sentinels: Sentinels) -> None:
         self.edges: set[Edge] = set()
         self.dynamic: dict[str, Step] = {}
-        self._workflow = workflow
         self._sentinels = sentinels
         self._calls: dict[str, int] = {}
         self._lock = threading.Lock()
@@ -112,7 +111,7 @@ class _Round:
     def run(self) -> None:
         inputs = {
             name: self._sentinels.value(annotation, "INPUT", name)
-            for name, annotation in _typed_inputs(self._program, self._workflow).items()
+            for name, annotation in input_types(self._program).items()
         }
         settings = {"lm": _ProbeLM(self), "adapter": _ProbeAdapter(self), "trace": []}
         with dspy.context(**settings):
@@ -261,16 +260,3 @@ class _ProbeLM(BaseLM):  # type: ignore[misc]  # DSPy is untyped
 
     def __deepcopy__(self, _memo: dict[int, Any]) -> _ProbeLM:
         return self
-
-
-def _typed_inputs(program: Any, workflow: Workflow) -> dict[str, Any]:
-    """Returns input name -> type, as far as the program declares it."""
-    declared = getattr(program, "signature", None)
-    if declared is not None and hasattr(declared, "input_fields"):
-        return {name: field.annotation for name, field in declared.input_fields.items()}
-    forward = getattr(type(program), "forward", None) or getattr(type(program), "aforward", None)
-    try:
-        hints = get_type_hints(forward) if forward is not None else {}
-    except (NameError, TypeError):
-        hints = {}  # annotations that only the type checker can resolve
-    return {name: hints.get(name, str) for name in workflow.inputs}

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import inspect
 import types
-from collections.abc import Iterable, Mapping
-from typing import Any, Union, get_args, get_origin  # Any: DSPy is untyped
+from collections.abc import Iterable
+from typing import Any, Union, get_args, get_origin, get_type_hints  # Any: DSPy is untyped
 
 import dspy
 from adaseek.errors import TranslationError
@@ -21,6 +21,7 @@ __all__ = [
     "FRAMEWORK",
     "core_signature",
     "dynamic_lm_step",
+    "input_types",
     "is_program",
     "reasoning_fields",
     "translate",
@@ -71,7 +72,7 @@ def translate(program: Any, *, include_frozen: bool = False) -> Workflow:
         framework=FRAMEWORK,
         name=type(program).__name__,
         steps={step.id: step for step in steps},
-        inputs=_inputs(program),
+        inputs=tuple(input_types(program)),
         notes=tuple(_notes(found, include_frozen)),
     )
 
@@ -234,22 +235,27 @@ def _model(predictor: Any) -> Any:
     return model_reference(lm) if lm is not None else None
 
 
-def _inputs(program: Any) -> tuple[str, ...]:
-    if isinstance(program, dspy.Predict):
-        return tuple(program.signature.input_fields)
-    forward = getattr(type(program), "forward", None) or getattr(type(program), "aforward", None)
-    if forward is None:
-        return ()
-    parameters: Mapping[str, inspect.Parameter] = inspect.signature(forward).parameters
-    named = [
-        name
-        for name, parameter in list(parameters.items())[1:]
-        if parameter.kind not in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD)
-    ]
-    declared: Any = getattr(program, "signature", None)
-    if not named and declared is not None and hasattr(declared, "input_fields"):
-        return tuple(declared.input_fields)
-    return tuple(named)
+def input_types(program: Any) -> dict[str, Any]:
+    """Returns the inputs of `program` by name, with their types as far as they are declared."""
+    function = getattr(type(program), "forward", None) or getattr(type(program), "aforward", None)
+    parameters = list(inspect.signature(function).parameters.values())[1:] if function else []
+    named = [p.name for p in parameters if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
+    if named:
+        hints = _hints(function)
+        return {name: hints.get(name, str) for name in named}
+    for holder in (program, getattr(program, "predict", None)):
+        fields = getattr(getattr(holder, "signature", None), "input_fields", None)
+        if fields is not None:
+            return {name: field.annotation for name, field in fields.items()}
+    inner = getattr(program, "module", None)  # what BestOfN and Refine run
+    return input_types(inner) if isinstance(inner, BaseModule) else {}
+
+
+def _hints(function: Any) -> dict[str, Any]:
+    try:
+        return get_type_hints(function)
+    except (NameError, TypeError):
+        return {}  # annotations that only a type checker can resolve
 
 
 def _notes(found: Found, include_frozen: bool) -> Iterable[Note]:

@@ -56,6 +56,21 @@ def test_frozen_parts_are_included_on_request(hook: Any, two_steps: Any) -> None
     assert opened.steps["c.predict"].allowed
 
 
+def test_steps_made_at_run_time_are_found_on_request(hook: Any, lm: Any) -> None:
+    class Late(dspy.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a = dspy.Predict("q -> x")
+
+        def forward(self, q: str) -> Any:
+            return dspy.Predict("x -> y")(x=self.a(q=q).x)
+
+    workflow = hook.adaseek_translate(obj=Late(), options={"discover": True})
+    assert list(workflow.steps) == ["a", "<x -> y>"]
+    assert len(workflow.edges) == 3
+    assert list(hook.adaseek_translate(obj=Late(), options={}).steps) == ["a"]
+
+
 def test_a_model_goes_through_its_hooks(hook: Any, make_lm: Callable[..., Any]) -> None:
     lm = make_lm()
     assert hook.adaseek_model(model=lm) == ModelRef("openai/m", lm.kwargs["api_base"])

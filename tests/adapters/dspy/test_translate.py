@@ -69,6 +69,19 @@ def test_signature_inputs_and_model_are_kept(lm: Any) -> None:
     assert "secret-key" not in str(workflow.to_json())
 
 
+@pytest.mark.parametrize(
+    "program",
+    [
+        dspy.Predict("q -> a"),
+        dspy.ChainOfThought("q -> a"),
+        dspy.ReAct("q -> a", tools=[search]),
+        dspy.BestOfN(dspy.ChainOfThought("q -> a"), 2, lambda a, p: 0.0, 1.0),
+    ],
+)
+def test_inputs_are_found_where_forward_takes_anything(program: Any) -> None:
+    assert translate(program).inputs == ("q",)
+
+
 def test_a_step_without_any_model_has_none() -> None:
     with dspy.context(lm=None):
         assert translate(dspy.Predict("q -> a")).steps["self"].model is None
