@@ -35,7 +35,7 @@ class BudgetPlan:
         num_train: training examples that a config sees if it survives its race.
         num_finalists: configs that are validated beside the original.
         num_val: validation examples each of them sees.
-        num_latency: examples on which original and recommended are timed alone, uncached.
+        num_latency: examples on which original and finalists are timed alone, uncached.
     """
 
     total: int
@@ -69,9 +69,9 @@ def plan_budget(budget: int, num_train: int, num_val: int, *, times_latency: boo
         f"must be at least {smallest} workflow runs for {num_train} training examples",
         cure="Raise it, or use auto='light'.",
     )
-    num_latency = min(4, num_val, budget // 50) if times_latency else 0
     num_finalists, per_config = _validation(int(_VALIDATION_SHARE * budget), num_val)
-    search = budget - (1 + num_finalists) * per_config - 2 * num_latency
+    num_latency = min(6, num_val, budget // 80) if times_latency else 0
+    search = budget - (1 + num_finalists) * (per_config + num_latency)
     examples = max(fewest, min(num_train, search // _TARGET_TRIALS))
     return BudgetPlan(budget, search, examples, num_finalists, per_config, num_latency)
 
@@ -89,7 +89,8 @@ def automatic_budget(
     num_trials = round(per_dimension * len(space.original())) + extra
     search = num_trials * min(num_train, _EXAMPLES[auto])
     validation = 4 * min(num_val, 2 * _EXAMPLES[auto])
-    return max(search + validation + (8 if times_latency else 0), 4 * min(8, num_train) + 4)
+    timing = 24 if times_latency else 0
+    return max(search + validation + timing, 4 * min(8, num_train) + 4)
 
 
 def _validation(runs: int, num_val: int) -> tuple[int, int]:

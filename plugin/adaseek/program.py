@@ -127,7 +127,8 @@ class Program:
             EndpointError: naming every model that cannot be called now, and why.
         """
         own = self._hook.adaseek_models(obj=self.obj) or ()
-        distinct = {self.reference(model).key: model for model in (*models, *own)}
+        named = [self.reference(m) if isinstance(m, str) else m for m in models]
+        distinct = {self.reference(model).key: model for model in (*named, *own)}
         reasons = {
             key: self._hook.adaseek_check_model(model=model) for key, model in distinct.items()
         }

@@ -27,7 +27,7 @@ from adaseek.evaluation.statistics import mean_interval
 from adaseek.evidence import Evidence
 from adaseek.program import Program
 from adaseek.recipe import Recipe
-from adaseek.recommend import Comparison, compare, recommend
+from adaseek.recommend import Comparison, Verdict, compare, recommend
 from adaseek.result import Candidate, Estimate, Spending, TuningResult
 from adaseek.search.adaseek import AdaSeek, SearchSettings
 from adaseek.search.base import OBJECTIVES, LeafRun, Objective, Outcome, Space
@@ -97,7 +97,6 @@ class TuningRun:
         self._phase: events.Phase = "check"
         self.ended = "budget"
         self._validation: dict[int, Series] = {}
-        self._latency: dict[int, Series] = {}
         self.search = AdaSeek(
             space,
             settings,
@@ -152,6 +151,8 @@ class TuningRun:
         """Returns what was found, with validated estimates where there are any."""
         comparisons = self._comparisons()
         verdict = recommend(comparisons, self.archive.objectives)
+        if 0 not in self._validation:
+            verdict = Verdict("original", f"Nothing was validated: {self.ended}")
         candidates = {r.number: self._candidate(r) for r in self.archive.judged()}
         named = {candidate.name: candidate for candidate in candidates.values()}
         recommended = named[verdict.name]
@@ -208,13 +209,11 @@ class TuningRun:
             self._validation[record.number] = self._series(evaluations[index :: len(records)])
 
     def _time(self) -> None:
-        """Times original and recommended alone and uncached, taking turns."""
+        """Times original and finalists alone and uncached, taking turns."""
         if not self._plan.num_latency:
             return
-        verdict = recommend(self._comparisons(), self.archive.objectives)
-        chosen = [r for r in self.archive.judged() if self._name(r) == verdict.name]
-        records = [self.archive.original, *(r for r in chosen if r.number != 0)]
         examples = self._validation_examples()[: self._plan.num_latency]
+        records = [r for r in self.archive.records if r.number in self._validation]
         self._begin("latency", len(records) * len(examples))
         tasks = [
             Task(self._recipe(r).for_example(e.id), e, _LATENCY_REPLICATE)
@@ -223,7 +222,8 @@ class TuningRun:
         ]
         evaluations = self._run(tasks, self._timer)
         for index, record in enumerate(records):
-            self._latency[record.number] = self._series(evaluations[index :: len(records)])
+            timed = self._series(evaluations[index :: len(records)])
+            self._validation[record.number]["latency"] = timed["latency"]
 
     def _finalists(self) -> list[Record]:
         """Returns the front's best by quality, and those that save most, at most as planned."""
@@ -294,9 +294,7 @@ class TuningRun:
 
     def _candidate(self, record: Record) -> Candidate:
         series = {o: self.archive.series(record, o) for o in OBJECTIVES}
-        validation = dict(self._validation.get(record.number, {}))
-        if record.number in self._latency:
-            validation["latency"] = self._latency[record.number]["latency"]
+        validation = self._validation.get(record.number, {})
         return Candidate(
             name=self._name(record),
             config={
