@@ -188,21 +188,33 @@ def _fields_text(fields: Sequence[Field]) -> str:
 
 
 def _data_text(train: Sequence[Example]) -> str:
-    """Returns a summary of the examples: how long the inputs are, which labels there are."""
+    """Returns a summary of the examples: what the inputs look like, which labels there are.
+
+    In words: of exact lengths a model of half a billion parameters made a rule to classify by.
+    """
     lines = []
     for name in sorted({name for example in train for name in example.inputs}):
         values = [_plain(e.inputs[name]) for e in train if name in e.inputs]
-        longest, shortest = max(map(len, values)), min(map(len, values))
-        lines.append(f"- input {name}: {shortest} to {longest} characters")
+        lines.append(f"- input {name}: {_length(values)}")
     for name in sorted({name for example in train for name in example.labels}):
         values = [_plain(e.labels[name]) for e in train if name in e.labels]
         classes = sorted(set(values))
-        if len(classes) <= 10 and len(classes) * 2 <= len(values):
-            lines.append(f"- wanted {name}: one of {', '.join(_short(c, 40) for c in classes)}")
-        else:
-            words = sorted(len(value.split()) for value in values)
-            lines.append(f"- wanted {name}: typically {words[len(words) // 2]} words")
-    return f"About the {len(train)} examples of the data:\n" + "\n".join(lines) if lines else ""
+        is_class = len(classes) <= 10 and len(classes) * 2 <= len(values)
+        named = f"one of {', '.join(_short(c, 40) for c in classes)}"
+        lines.append(f"- wanted {name}: {named if is_class else _length(values)}")
+    return "The data of the program:\n" + "\n".join(lines) if lines else ""
+
+
+def _length(values: Sequence[str]) -> str:
+    """Returns how long `values` typically are, in words."""
+    words = sorted(len(value.split()) for value in values)[len(values) // 2]
+    bounds = {
+        1: "one word or number",
+        5: "a few words",
+        30: "a sentence or two",
+        150: "a paragraph",
+    }
+    return next((text for limit, text in bounds.items() if words <= limit), "a long text")
 
 
 def _failure_text(number: int, failure: Failure) -> str:

@@ -45,9 +45,9 @@ def test_the_opening_prompt_tells_program_step_fields_data_and_instructions() ->
         "The step to work on: qa\n",
         "- question (str): what a user asks",
         "- label (Literal['positive', 'negative'])\n",
-        "About the 4 examples",
-        "- input question: 14 to 41 characters",
-        "- wanted answer: typically 1 words",
+        "The data of the program:",
+        "- input question: a sentence or two",
+        "- wanted answer: one word or number",
         "<instructions>\nAnswer the question in one word.\n</instructions>",
         "Be terse.",
         "at most 50 words",
@@ -60,7 +60,7 @@ def test_the_data_summary_names_classes() -> None:
     train = [Example(str(i), {"x": i}, {"label": "ab"[i % 2]}) for i in range(8)]
     prompt = opening_prompt(WORKFLOW, STEP, train, angle="", num_words=9)
     assert "- wanted label: one of a, b" in prompt
-    assert "- input x: 1 to 1 characters" in prompt
+    assert "- input x: one word or number" in prompt
 
 
 def test_a_copy_is_called_by_the_name_of_its_step() -> None:
