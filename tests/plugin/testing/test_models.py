@@ -135,6 +135,10 @@ def _torn_manifest(directory: Path) -> None:
     (directory / "manifest.json").write_text('{"name": "ti')
 
 
+def _foreign_manifest(directory: Path) -> None:
+    (directory / "manifest.json").write_text("[]")
+
+
 def _short_weights(directory: Path) -> None:
     (directory / "model.safetensors").write_bytes(b"wei")
 
@@ -150,7 +154,14 @@ def _older_converter(directory: Path) -> None:
 
 @pytest.mark.parametrize(
     "damage",
-    [_without_manifest, _torn_manifest, _short_weights, _missing_tokenizer, _older_converter],
+    [
+        _foreign_manifest,
+        _without_manifest,
+        _torn_manifest,
+        _short_weights,
+        _missing_tokenizer,
+        _older_converter,
+    ],
 )
 def test_damaged_or_old_model_is_prepared_again(
     tmp_path: Path, damage: Callable[[Path], None]

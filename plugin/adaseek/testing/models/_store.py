@@ -43,7 +43,7 @@ def ensure_model(
 ) -> Path:
     """Returns the directory of a model in the Hugging Face layout, preparing it if needed.
 
-    Tried in this order: `name` as a path; $ADASEEK_MODELS_DIR/name; the cache; then `sources`.
+    Tried in this order: $ADASEEK_MODELS_DIR/name; `name` as a path; the cache; then `sources`.
     Preparing takes a lock, so that of several processes one works and the others wait, and
     happens in a temporary directory that is renamed at the end: an interrupted preparation
     leaves nothing that a later call would trust.
@@ -94,7 +94,7 @@ def is_complete(directory: Path, model: CatalogueModel) -> bool:
         return current and all(
             (directory / file).stat().st_size == size for file, size in sizes.items()
         )
-    except (OSError, ValueError, KeyError):
+    except (OSError, ValueError, KeyError, TypeError):
         return False
 
 
