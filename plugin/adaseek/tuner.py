@@ -2,32 +2,25 @@
 
 from __future__ import annotations
 
-import inspect
 import os
-import secrets
-import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import KW_ONLY, dataclass, field, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Literal  # Any: programs, examples and models are the framework's own
 
 import numpy as np
-import optuna
-import pluggy
 from numpy.typing import NDArray
 from optuna.samplers import BaseSampler
-from optuna.storages import BaseStorage, JournalStorage
-from optuna.storages.journal import JournalFileBackend
-from platformdirs import user_state_path
+from optuna.storages import BaseStorage
 
 from adaseek._canonical import fingerprint
 from adaseek.budget import SIZES, automatic_budget, plan_budget
 from adaseek.cogs import default_cogs
 from adaseek.cogs.base import Cog, CogContext, Completion, Proposer
-from adaseek.cogs.space import OptionTable, build_space
+from adaseek.cogs.space import build_space
 from adaseek.errors import ConfigurationError, choices, require
 from adaseek.evaluation.base import Evaluation, RunContext, Task
 from adaseek.evaluation.gate import EndpointGate
@@ -39,14 +32,22 @@ from adaseek.evaluation.signals import graceful_signals
 from adaseek.evaluation.statistics import mean_interval, paired_difference
 from adaseek.events import Event
 from adaseek.plugins import load_plugins
-from adaseek.program import ModelMenu, Program
+from adaseek.program import Program
 from adaseek.progress import progress_listener
 from adaseek.recipe import Recipe
 from adaseek.result import Heldout, TuningResult
 from adaseek.search.adaseek import SearchSettings
-from adaseek.search.base import OBJECTIVES, Constraint, Objective, Space, check_objectives
-from adaseek.tuning import Split, TuningRun
-from adaseek.workflow import ModelRef, Usage
+from adaseek.search.base import OBJECTIVES, Constraint, Objective, check_objectives
+from adaseek.setup import (
+    Setup,
+    check_space,
+    fresh_storage,
+    metric_identity,
+    open_folder,
+    quiet_optuna,
+    split_examples,
+)
+from adaseek.tuning import TuningRun
 
 __all__ = ["Tuner"]
 
@@ -196,9 +197,9 @@ class Tuner:
         resources: ExitStack,
     ) -> TuningResult:
         started = time.monotonic()
-        resources.enter_context(_quiet_optuna())
+        resources.enter_context(quiet_optuna())
         setup = self._set_up(program, resources)
-        split = self._split(setup.program, trainset, valset)
+        split = split_examples(setup.program, trainset, valset, seed=self.seed)
         objectives = self._objectives(setup)
         self._limits(None).check_prices(setup.all_models, setup.price)
         times_latency = "latency" in objectives
@@ -217,7 +218,7 @@ class Tuner:
             replace(journal_context, proposer=proposer),
             members=self.members,
         )
-        _check_space(space, table)
+        check_space(space, table)
         budget = self.budget or automatic_budget(
             self.auto or "light",
             space,
@@ -235,7 +236,7 @@ class Tuner:
             score_span=self.score_span,
         )
         setup.program.check_models(self.models)
-        folder = self._folder()
+        folder = open_folder(self.run_dir)
         journal = self._open_journal(setup, folder, resources)
         ledger = Ledger(self._limits(budget), paid=journal.paid())
         listen = resources.enter_context(progress_listener(enabled=self.verbose))
@@ -254,7 +255,7 @@ class Tuner:
             timer=timer,
             paid=lambda: ledger.paid,
             sampler=self.sampler,
-            storage=self.storage or _fresh_storage(folder),
+            storage=self.storage or fresh_storage(folder),
             seed=self.seed,
             listeners=listeners,
         )
@@ -264,7 +265,7 @@ class Tuner:
         result.recipe.save(folder / "recipe.json")
         return result
 
-    def _set_up(self, program: Any, resources: ExitStack) -> _Setup:
+    def _set_up(self, program: Any, resources: ExitStack) -> Setup:
         hooks = load_plugins(self.plugins)
         bound = Program(program, hooks)
         for step in bound.workflow.lm_steps():
@@ -275,7 +276,7 @@ class Tuner:
                 "must be known before the run",
                 cure="Configure the program's language model first.",
             )
-        return _Setup(
+        return Setup(
             hooks,
             bound,
             bound.menu(self.models),
@@ -283,41 +284,7 @@ class Tuner:
             resources.enter_context(graceful_signals()),
         )
 
-    def _split(
-        self, program: Program, trainset: Sequence[Any], valset: Sequence[Any] | None
-    ) -> Split:
-        train = program.examples("trainset", trainset)
-        val = program.examples("valset", valset or ())
-        if valset is None:
-            require(
-                len(train) >= 4,
-                "trainset",
-                f"{len(train)} distinct example(s)",
-                "must hold at least 4 when there is no valset",
-                cure="Add examples; 20 to 100 make a search worth while.",
-            )
-            order = np.random.default_rng([self.seed, 11]).permutation(len(train))
-            half = len(train) // 2
-            return Split([train[i] for i in order[half:]], [train[i] for i in order[:half]])
-        require(
-            len(train) >= 2,
-            "trainset",
-            f"{len(train)} distinct example(s)",
-            "must hold at least 2",
-            cure="Add examples; 20 to 100 make a search worth while.",
-        )
-        require(len(val) >= 2, "valset", f"{len(val)} distinct example(s)", "must hold at least 2")
-        seen = {example.id for example in train}
-        fresh = [example for example in val if example.id not in seen]
-        require(
-            len(fresh) >= 2,
-            "valset",
-            f"{len(val)} examples, {len(fresh)} of them not in trainset",
-            "must hold at least 2 examples that the search does not see",
-        )
-        return Split(train, fresh)
-
-    def _objectives(self, setup: _Setup) -> tuple[Objective, ...]:
+    def _objectives(self, setup: Setup) -> tuple[Objective, ...]:
         unknown = [model.key for model in setup.all_models if not setup.knows_price(model)]
         if self.objectives is None:
             return tuple(o for o in OBJECTIVES if o != "cost" or not unknown)
@@ -329,7 +296,7 @@ class Tuner:
             )
         return objectives
 
-    def _cogs(self, setup: _Setup) -> tuple[Cog, ...]:
+    def _cogs(self, setup: Setup) -> tuple[Cog, ...]:
         if self.cogs is not None:
             return tuple(self.cogs)
         added: list[Cog] = []
@@ -339,24 +306,12 @@ class Tuner:
     def _limits(self, budget: int | None) -> Limits:
         return Limits(budget, self.max_cost_usd, self.max_tokens, self.max_seconds)
 
-    def _folder(self) -> Path:
-        if self.run_dir is not None:
-            folder = Path(self.run_dir)
-        else:
-            runs = user_state_path("adaseek") / "runs"
-            folder = runs / f"{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(3)}"
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise ConfigurationError(f"`run_dir` is {str(folder)!r}: {error}.") from None
-        return folder
-
-    def _open_journal(self, setup: _Setup, folder: Path, resources: ExitStack) -> Journal:
+    def _open_journal(self, setup: Setup, folder: Path, resources: ExitStack) -> Journal:
         models = [model.key for model in setup.program.step_models]
         identity = {
             "workflow": setup.program.workflow.fingerprint,
             "models": models,
-            "metric": _metric_identity(self.metric),
+            "metric": metric_identity(self.metric),
         }
         location = self.journal or folder / "journal.db"
         run_id = fingerprint(identity) if self.journal else "default"
@@ -364,7 +319,7 @@ class Tuner:
 
     def _runner(
         self,
-        setup: _Setup,
+        setup: Setup,
         journal: Journal,
         ledger: Ledger,
         resources: ExitStack,
@@ -398,7 +353,7 @@ class Tuner:
             )
         )
 
-    def _proposer(self, setup: _Setup, journal: Journal, ledger: Ledger) -> Proposer | None:
+    def _proposer(self, setup: Setup, journal: Journal, ledger: Ledger) -> Proposer | None:
         if self.proposer is None:
             return None
         reference = setup.program.reference(self.proposer)
@@ -432,77 +387,6 @@ class Tuner:
         }
 
 
-@dataclass(frozen=True)
-class _Setup:
-    """What every use of a tuner needs: the program bound to its adapter, models and prices."""
-
-    hooks: pluggy.PluginManager
-    program: Program
-    menu: ModelMenu
-    prices: PriceTable
-    stop: threading.Event
-
-    @property
-    def all_models(self) -> tuple[ModelRef, ...]:
-        return tuple(dict.fromkeys((*self.program.step_models, *self.menu.references)))
-
-    def price(self, model: ModelRef, usage: Usage, duration_s: float) -> float | None:
-        """Returns the price of one call: the user's table first, then the plugins'."""
-        known = self.prices.price(model, usage, duration_s)
-        if known is not None:
-            return known
-        found: float | None = self.hooks.hook.adaseek_price(
-            model=model, usage=usage, duration_s=duration_s
-        )
-        return found
-
-    def knows_price(self, model: ModelRef) -> bool:
-        return (
-            self.price(model, Usage(input_tokens=1, output_tokens=1, requests=1), 1.0) is not None
-        )
-
-
 def _unused_proposer(prompt: str, *, seed: int, max_tokens: int = 512) -> Completion:
     """Stands for the proposer while the space is built: cogs may ask whether there is one."""
     raise AssertionError("a cog asked for a completion before the run began")
-
-
-def _check_space(space: Space, table: OptionTable) -> None:
-    if space.dimensions:
-        return
-    reasons = "; ".join(f"{r.step}: {r.cog}: {r.reason}" for r in table.describe())
-    raise ConfigurationError(
-        f"`cogs` leave nothing to tune: {reasons or 'no cog offers two options'}. "
-        "Give more models or cogs."
-    )
-
-
-def _fresh_storage(folder: Path) -> BaseStorage:
-    """Returns a new Optuna storage in `folder`, which optuna-dashboard can watch.
-
-    A resumed run replays its trials from the journal, so an old file is of no use.
-    """
-    file = folder / "optuna.log"
-    file.unlink(missing_ok=True)
-    return JournalStorage(JournalFileBackend(str(file)))
-
-
-@contextmanager
-def _quiet_optuna() -> Iterator[None]:
-    """Keeps Optuna's own progress lines out of the run's display."""
-    before = optuna.logging.get_verbosity()
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
-    try:
-        yield
-    finally:
-        optuna.logging.set_verbosity(before)
-
-
-def _metric_identity(metric: Callable[..., Any]) -> str:
-    """Returns the metric's name and a hash of its source, where that can be read."""
-    name = f"{getattr(metric, '__module__', '')}.{getattr(metric, '__qualname__', type(metric))}"
-    try:
-        source = inspect.getsource(metric)
-    except (OSError, TypeError):
-        return name
-    return f"{name}#{fingerprint(source)}"
