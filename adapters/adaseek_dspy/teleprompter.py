@@ -129,6 +129,7 @@ class AdaSeek(Teleprompter):  # type: ignore[misc]  # DSPy is untyped
         seed: int | None = None,
         budget: int | None = None,
         num_threads: int | None = None,
+        **unknown: Any,
     ) -> Any:
         """Returns a tuned copy of `student`, callable like it; `student` is never changed.
 
@@ -150,6 +151,13 @@ class AdaSeek(Teleprompter):  # type: ignore[misc]  # DSPy is untyped
                 f"`student` is a {type(student).__name__}, but must be a dspy.Module."
             )
         require(teacher is None, "teacher", teacher, "is not used by AdaSeek", cure="Leave it out.")
+        require(
+            not unknown,
+            "compile(...)",
+            sorted(unknown),
+            "takes only student, trainset, teacher, valset, seed, budget and num_threads",
+            cure="Other settings go to AdaSeek(...).",
+        )
         changes = {"seed": seed, "num_threads": num_threads}
         if budget is not None:
             changes |= {"budget": budget}

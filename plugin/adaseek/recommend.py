@@ -17,14 +17,14 @@ from numpy.typing import NDArray
 
 from adaseek.evaluation.statistics import paired_difference
 from adaseek.result import Estimate
-from adaseek.search.base import OBJECTIVES, Objective
+from adaseek.search.base import OBJECTIVES
 
 __all__ = ["Comparison", "Verdict", "compare", "recommend"]
 
 _ERROR = 0.05
 _QUALITY_SHARE = 0.8
 
-Series = Mapping[Objective, NDArray[np.float64]]
+Series = Mapping[str, NDArray[np.float64]]
 """Objective -> [num_examples] values on the same examples in the same order, NaN if unknown."""
 
 
@@ -37,14 +37,14 @@ class Comparison:
     """
 
     name: str
-    differences: Mapping[Objective, Estimate]
-    baseline: Mapping[Objective, float]
+    differences: Mapping[str, Estimate]
+    baseline: Mapping[str, float]
 
-    def gains(self) -> list[Objective]:
+    def gains(self) -> list[str]:
         """Returns the objectives in which the finalist is better beyond doubt."""
         return [o for o, d in self.differences.items() if _is_better(o, d)]
 
-    def relative(self, objective: Objective) -> float:
+    def relative(self, objective: str) -> float:
         """Returns the change relative to the original's mean, 0 if that is 0 or unknown."""
         difference, base = self.differences.get(objective), self.baseline.get(objective, 0.0)
         return difference.mean / base if difference is not None and base else 0.0
@@ -62,14 +62,14 @@ class Verdict:
 def compare(
     finalists: Mapping[str, Series],
     original: Series,
-    objectives: Sequence[Objective],
+    objectives: Sequence[str],
     *,
     seed: int = 0,
 ) -> list[Comparison]:
     """Returns one comparison per finalist over the objectives whose values are all known."""
     known = [o for o in OBJECTIVES if o in original and np.isfinite(original[o]).all()]
     levels = _levels(len(finalists), objectives)
-    baseline = {o: float(original[o].mean()) for o in known}
+    baseline: dict[str, float] = {o: float(original[o].mean()) for o in known}
     return [
         Comparison(
             name,
@@ -85,7 +85,7 @@ def compare(
 
 
 def recommend(
-    comparisons: Sequence[Comparison], objectives: Sequence[Objective], *, max_loss: float = 0.02
+    comparisons: Sequence[Comparison], objectives: Sequence[str], *, max_loss: float = 0.02
 ) -> Verdict:
     """Returns the best acceptable comparison, or the original with the reason why.
 
@@ -107,7 +107,7 @@ def recommend(
     )
 
 
-def _is_better(objective: Objective, difference: Estimate) -> bool:
+def _is_better(objective: str, difference: Estimate) -> bool:
     return difference.low > 0 if objective == "quality" else difference.high < 0
 
 
@@ -116,17 +116,17 @@ def _loses_quality(comparison: Comparison, max_loss: float) -> bool:
     return quality is not None and (quality.mean < -max_loss - 1e-12 or quality.high < 0)
 
 
-def _levels(num_finalists: int, objectives: Sequence[Objective]) -> dict[Objective, float]:
+def _levels(num_finalists: int, objectives: Sequence[str]) -> dict[str, float]:
     """Returns the two-sided level of each objective's intervals; a gain is a one-sided claim."""
     others = [o for o in objectives if o != "quality"]
     share = (_QUALITY_SHARE if others else 1.0) if "quality" in objectives else 0.0
-    errors: dict[Objective, float] = {"quality": share * _ERROR if share else _ERROR}
+    errors: dict[str, float] = {"quality": share * _ERROR if share else _ERROR}
     for objective in ("cost", "latency"):
         errors[objective] = (1 - share) * _ERROR / len(others) if objective in others else _ERROR
     return {o: 1 - 2 * error / max(1, num_finalists) for o, error in errors.items()}
 
 
-def _merit(comparison: Comparison, objectives: Sequence[Objective]) -> tuple[float, float]:
+def _merit(comparison: Comparison, objectives: Sequence[str]) -> tuple[float, float]:
     quality = comparison.differences.get("quality")
     gains_quality = "quality" in objectives and "quality" in comparison.gains()
     saved = sum(-comparison.relative(o) for o in objectives if o != "quality")
@@ -134,7 +134,7 @@ def _merit(comparison: Comparison, objectives: Sequence[Objective]) -> tuple[flo
     return gained, saved
 
 
-def _phrase(objective: Objective, comparison: Comparison) -> str:
+def _phrase(objective: str, comparison: Comparison) -> str:
     difference = comparison.differences[objective]
     if objective == "quality":
         return f"{difference.mean:+.3g} quality [{difference.low:+.3g}, {difference.high:+.3g}]"

@@ -30,7 +30,7 @@ from adaseek.recipe import Recipe
 from adaseek.recommend import Comparison, Verdict, compare, recommend
 from adaseek.result import Candidate, Estimate, Spending, TuningResult
 from adaseek.search.adaseek import AdaSeek, SearchSettings
-from adaseek.search.base import OBJECTIVES, LeafRun, Objective, Outcome, Space
+from adaseek.search.base import OBJECTIVES, LeafRun, Outcome, Space
 from adaseek.search.importance import importance
 from adaseek.search.records import Archive, Record
 from adaseek.workflow import Example, Score, Trace, Usage
@@ -40,7 +40,7 @@ __all__ = ["TuningRun"]
 _LATENCY_REPLICATE = 1
 """Replicate of the runs that are timed alone; the runs of the search are replicate 0."""
 
-Series = dict[Objective, NDArray[np.float64]]
+Series = dict[str, NDArray[np.float64]]
 
 
 @dataclass(frozen=True)
@@ -168,7 +168,7 @@ class TuningRun:
             candidates=tuple(named.values()),
             recommended=recommended,
             verdict=verdict.sentence,
-            improvement={str(o): estimate for o, estimate in improvement.items()},
+            improvement=dict(improvement),
             importance=importance(self.archive, self.search.space),
             spending=Spending(
                 budget=self._plan.total,
@@ -293,7 +293,7 @@ class TuningRun:
         )
 
     def _candidate(self, record: Record) -> Candidate:
-        series = {o: self.archive.series(record, o) for o in OBJECTIVES}
+        series: Series = {o: self.archive.series(record, o) for o in OBJECTIVES}
         validation = self._validation.get(record.number, {})
         return Candidate(
             name=self._name(record),
@@ -361,7 +361,7 @@ def _outcome(evaluation: Evaluation) -> Outcome:
     return Outcome(quality, evaluation.usage.cost_usd, evaluation.latency_s)
 
 
-def _estimates(series: Mapping[Objective, NDArray[np.float64]], seed: int) -> dict[str, Estimate]:
+def _estimates(series: Mapping[str, NDArray[np.float64]], seed: int) -> dict[str, Estimate]:
     """Returns an estimate of every objective whose values are all known."""
     known = {o: v for o, v in series.items() if len(v) and np.isfinite(v).all()}
     return {objective: mean_interval(values, seed=seed) for objective, values in known.items()}

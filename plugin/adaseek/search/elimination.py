@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from adaseek.search.base import Constraint
+from adaseek.search.base import Constraint, Objective
 from adaseek.search.race import evidence_of_loss
 from adaseek.search.records import Archive, Record
 
@@ -51,7 +51,7 @@ class Judge:
         num = min(len(rival.outcomes), len(record.outcomes))
         if num < self._first_rung:
             return False
-        others = [o for o in self._archive.objectives if o != "quality"]
+        others: list[Objective] = [o for o in self._archive.objectives if o != "quality"]
         mean = self._archive.mean
         return not any(mean(record, o, num) < mean(rival, o, num) for o in others)
 

@@ -40,7 +40,7 @@ def evidence_of_loss(
     if not len(scores):
         return 1.0
     losses = np.clip((np.asarray(rival) - np.asarray(scores) - margin) / (span + margin), -1, 1)
-    wealth: NDArray[np.float64] = np.cumprod(1 + _BETS[:, None] * losses[None, :], axis=1)
+    wealth = np.cumprod(1 + _BETS[:, None] * losses[None, :], axis=1)
     return float(wealth.mean(axis=0).max())
 
 
