@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from adaseek._units import Reading, reading
-from adaseek.result import Estimate, TuningResult
+from adaseek.result import Estimate, Heldout, TuningResult
 
-__all__ = ["Comparison", "compare"]
+__all__ = ["Comparison", "compare", "compare_heldout"]
 
 
 @dataclass(frozen=True)
@@ -50,6 +50,14 @@ def compare(result: TuningResult) -> tuple[Comparison, ...]:
     training mean of different examples do not compare.
     """
     return tuple(_compare(result, objective) for objective in result.objectives)
+
+
+def compare_heldout(held: Heldout) -> tuple[Comparison, ...]:
+    """Returns one comparison per objective of a program and a recipe on the same examples."""
+    return tuple(
+        Comparison(o, e, held.tuned.get(o), "held-out", held.difference.get(o))
+        for o, e in held.original.items()
+    )
 
 
 def _compare(result: TuningResult, objective: str) -> Comparison:

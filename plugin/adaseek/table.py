@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from rich.table import Table
 from rich.text import Text
 
-from adaseek._comparison import Comparison, compare
+from adaseek._comparison import Comparison, compare, compare_heldout
 from adaseek._units import (
     best_estimates,
     format_bounds,
@@ -42,11 +42,7 @@ def comparisons_table(title: str, comparisons: Iterable[Comparison]) -> Table:
 
 def heldout_table(held: Heldout, *, title: str = "original against recipe") -> Table:
     """Returns the original program and the recipe on the same held-out examples."""
-    comparisons = [
-        Comparison(o, e, held.tuned.get(o), "held-out", held.difference.get(o))
-        for o, e in held.original.items()
-    ]
-    return comparisons_table(title, comparisons)
+    return comparisons_table(title, compare_heldout(held))
 
 
 def frontier_table(result: TuningResult) -> Table:

@@ -14,7 +14,7 @@ from typing import IO, Any, NoReturn  # Any: the user's objects, and JSON values
 
 import click
 
-from adaseek._comparison import Comparison
+from adaseek._comparison import compare_heldout
 from adaseek._units import format_estimate
 from adaseek._version import __version__
 from adaseek.cli import load
@@ -25,7 +25,7 @@ from adaseek.plugins import load_plugins
 from adaseek.program import Program
 from adaseek.recipe import Recipe
 from adaseek.result import TuningResult
-from adaseek.table import comparison_table, comparisons_table, text_table
+from adaseek.table import comparison_table, heldout_table, text_table
 
 __all__ = ["main"]
 
@@ -261,17 +261,13 @@ def evaluate(
     )
     applied = Recipe() if recipe is None else Recipe.load(recipe)
     found = tuner.evaluate(target, applied, _reader(target, inputs)(data))
-    comparisons = [
-        Comparison(o, e, found.tuned.get(o), "held-out", found.difference.get(o))
-        for o, e in found.original.items()
-    ]
     if as_json:
-        print_json({c.objective: comparison_json(c) for c in comparisons})
+        print_json({c.objective: comparison_json(c) for c in compare_heldout(found)})
     elif recipe is None:
         rows = [(o, format_estimate(o, e), str(e.num)) for o, e in found.original.items()]
         print_view(text_table("original program", ["objective", "mean [95%]", "examples"], rows))
     else:
-        print_view(comparisons_table(f"original against {recipe}", comparisons))
+        print_view(heldout_table(found, title=f"original against {recipe}"))
     return 0
 
 
