@@ -12,6 +12,8 @@ import dspy
 __all__ = ["SwapPuzzle", "load_examples", "metric", "program"]
 
 _DATA = Path(__file__).with_name("data")
+_HOLDING = re.compile(r"(\w+) ?= ?([^;\n]+)")
+_SWAP = re.compile(r"(\w+) ?- ?(\w+)")
 _OPTION = re.compile(r"^(\([A-C]\)) (.+)$", re.MULTILINE)
 
 
@@ -44,7 +46,7 @@ class SwapPuzzle(dspy.Module):
         holdings = self.start(story=opening).holdings
         swaps = self.swaps(story=f"{moves}.").swaps
         held = _replay(holdings, swaps)
-        name = next((name for name in held if re.search(rf"\b{re.escape(name)}\b", asked)), None)
+        name = next((name for name in held if re.search(rf"\b{name}\b", asked)), None)
         return dspy.Prediction(answer=_choose(held[name], options) if name else "")
 
 
@@ -60,11 +62,9 @@ def load_examples(split: str) -> list[dspy.Example]:
 
 
 def _replay(holdings: str, swaps: str) -> dict[str, str]:
-    """Returns what each person holds after the swaps; nothing, if the models' text is unusable."""
-    pairs = [pair.split("=", 1) for pair in holdings.split(";") if "=" in pair]
-    held = {name.strip(): thing.strip() for name, thing in pairs}
-    for swap in filter(str.strip, swaps.rstrip(". \n").split(";")):
-        first, _, second = (name.strip() for name in swap.partition("-"))
+    """Returns what each person holds after the swaps; nothing, if a swap names a stranger."""
+    held = {name: thing.strip() for name, thing in _HOLDING.findall(holdings)}
+    for first, second in _SWAP.findall(swaps):
         if first not in held or second not in held:
             return {}
         held[first], held[second] = held[second], held[first]
