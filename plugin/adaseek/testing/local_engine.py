@@ -27,7 +27,7 @@ import httpx
 from rich.console import Console
 from rich.markup import escape
 
-from adaseek.errors import AdaseekError
+from adaseek.errors import AdaseekError, require
 from adaseek.testing import _supervisor
 from adaseek.testing.models import ensure_model
 
@@ -104,6 +104,7 @@ def local_engine(
         progress: whether to show on stderr how the start goes.
 
     Raises:
+        ConfigurationError: this process may not use one of the cores.
         LocalEngineError: the server ended early, or was not ready in time.
         ModelUnavailableError: the model cannot be had.
     """
@@ -134,6 +135,7 @@ def local_engines(
         flags, max_model_len, env, ready_timeout_s, progress: as for `local_engine`, for all.
 
     Raises:
+        ConfigurationError: this process may not use one of the cores.
         LocalEngineError: a server ended early, or was not ready in time; all are stopped.
         ModelUnavailableError: a model cannot be had.
     """
@@ -164,6 +166,9 @@ def _running(
     port: int | None,
 ) -> Iterator[LocalEngine]:
     """Yields a server that is starting; a temporary log is kept only after an error."""
+    allowed = sorted(os.sched_getaffinity(0))
+    cores = sorted(cores or allowed)
+    require(set(cores) <= set(allowed), "cores", cores, f"must be among this process's {allowed}")
     log = log_path or _temporary_log(directory.name)
     engine = _launch(directory, flags, cores, env, log, port or _free_port())
     try:
@@ -186,7 +191,7 @@ def _default_flags(max_model_len: int) -> list[str]:
 def _launch(
     directory: Path,
     flags: Sequence[str],
-    cores: Sequence[int] | None,
+    cores: Sequence[int],
     env: Mapping[str, str],
     log: Path,
     port: int,
@@ -195,7 +200,6 @@ def _launch(
     command = [sys.executable, "-m", "adaseek_vllm.serve", str(directory)]
     command += ["--host", "127.0.0.1", "--port", str(port)]
     command += ["--served-model-name", directory.name, *flags]
-    cores = sorted(cores or os.sched_getaffinity(0))
     supervisor = [sys.executable, "-I", "-S", _supervisor.__file__, str(os.getpid())]
     supervisor += [str(_GRACE_S), ",".join(map(str, cores))]
     with log.open("ab") as output:

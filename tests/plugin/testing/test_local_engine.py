@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 
 import httpx
 import pytest
+from adaseek.errors import ConfigurationError
 from adaseek.testing.local_engine import (
     LocalEngine,
     LocalEngineError,
@@ -136,6 +137,16 @@ def test_early_death_shows_the_end_of_the_log(tmp_path: Path) -> None:
         pytest.fail("it must not start")
     assert "unrecognized arguments: --no-such-flag" in str(caught.value)
     assert str(log) in str(caught.value)
+
+
+def test_cores_of_others_are_refused_before_anything_starts(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text("{}")
+    core = max(os.sched_getaffinity(0)) + 1
+    with (
+        pytest.raises(ConfigurationError, match=rf"`cores` is \[{core}\]"),
+        local_engine(str(tmp_path), cores=[core]),
+    ):
+        pytest.fail("it must not start")
 
 
 class FakeProcess:
