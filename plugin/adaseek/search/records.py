@@ -35,6 +35,9 @@ class Record:
     arm: tuple[int, ...] = ()
     outcomes: list[Outcome] = field(default_factory=list)
     state: TrialState = "running"
+    _means: dict[tuple[Objective, int], float] = field(
+        default_factory=dict, repr=False, compare=False
+    )
 
     @property
     def num_failed(self) -> int:
@@ -80,8 +83,13 @@ class Archive:
 
     def mean(self, record: Record, objective: Objective, num: int | None = None) -> float:
         """Returns the mean of `objective` over the first `num` outcomes, NaN if unknown."""
-        values = self.series(record, objective)[:num]
-        return float(values.mean()) if len(values) else float("nan")
+        known = record._means
+        size = len(record.outcomes) if num is None else min(num, len(record.outcomes))
+        if (objective, size) not in known:
+            # Outcomes are only ever appended, so the mean of a prefix stays what it is.
+            values = self.series(record, objective)[:size]
+            known[objective, size] = float(values.mean()) if size else float("nan")
+        return known[objective, size]
 
     def adjusted(self, record: Record, objective: Objective) -> float:
         """Returns the mean that `record` would have on all examples that the original has seen.

@@ -92,8 +92,8 @@ class CategoricalTPESampler(BaseSampler):
         if int(done.sum()) < self._startup(coder):
             return coder.decode(_most_balanced(candidates, codes, self._rng))
         finished = [t for t, is_done in zip(seen, done, strict=True) if is_done]
-        order = _ranked(finished, study.directions)
         num_good = max(2, math.ceil(self._gamma * len(finished)))
+        order = _ranked(finished, study.directions, num_good)
         done_codes, weights = codes[done], _weights(finished)
         good, bad = order[:num_good], order[num_good:]
         # Pending trials count as bad: a batch spreads out instead of proposing one point twice.
@@ -135,13 +135,19 @@ class CategoricalTPESampler(BaseSampler):
         u / (1 + n * u), u = prior weight / (number of centres + 1). A dimension that is inactive
         in the point or in the centre tells nothing and counts as uniform.
         """
-        sizes = coder.sizes[None, None, :]
         share = self._prior_weight / (len(centres) + 1)
-        same = points[:, None, :] == centres[None, :, :]
-        active = points[:, None, :] != _INACTIVE
-        known = active & (centres[None, :, :] != _INACTIVE)
-        kernel = np.log((same + share) / (1 + sizes * share))
-        logs = np.where(known, kernel, np.where(active, -np.log(sizes), 0.0)).sum(axis=2)
+        # One dimension at a time: all at once needs their number times the memory.
+        logs = np.zeros((len(points), len(centres)))
+        for i, size in enumerate(coder.sizes):
+            same = points[:, i, None] == centres[None, :, i]
+            active = points[:, i, None] != _INACTIVE
+            known = active & (centres[None, :, i] != _INACTIVE)
+            own, other = (
+                np.log((1 + share) / (1 + size * share)),
+                np.log(share / (1 + size * share)),
+            )
+            kernel = np.where(same, own, other)
+            logs += np.where(known, kernel, np.where(active, -np.log(size), 0.0))
         uniform = np.where(points != _INACTIVE, -np.log(coder.sizes), 0.0).sum(axis=1)
         logs = np.concatenate([logs, uniform[:, None]], axis=1)
         mass = np.append(weights, self._prior_weight)
@@ -245,9 +251,14 @@ class Coder:
             yield from self._all(fixed, [*row, pick])
 
 
-def _ranked(trials: Sequence[FrozenTrial], directions: Sequence[StudyDirection]) -> list[int]:
-    """Returns trial indices, best first: feasible ones by front and hypervolume contribution,
-    then infeasible ones by violation."""
+def _ranked(
+    trials: Sequence[FrozenTrial], directions: Sequence[StudyDirection], num_good: int
+) -> list[int]:
+    """Returns trial indices, so ordered that the `num_good` best come first.
+
+    Feasible ones come by front, infeasible ones after them by violation. Only the members of the
+    front in which place `num_good` falls are ordered further, by hypervolume contribution.
+    """
     signs = np.asarray([1.0 if d == StudyDirection.MINIMIZE else -1.0 for d in directions])
     violations = np.asarray([float(t.user_attrs.get(VIOLATION, 0.0)) for t in trials])
     feasible = np.flatnonzero(violations <= 0)
@@ -258,13 +269,16 @@ def _ranked(trials: Sequence[FrozenTrial], directions: Sequence[StudyDirection])
     points = np.nan_to_num(points, nan=1e300, posinf=1e300)
     low, high = points.min(axis=0), points.max(axis=0)
     scaled = (points - low) / np.where(high > low, high - low, 1.0)
-    ranks = pareto.rank(scaled)
     order: list[int] = []
-    for level in range(int(ranks.max()) + 1):
-        members = np.flatnonzero(ranks == level)
-        gains = pareto.hypervolume_contributions(scaled[members], [1.1] * scaled.shape[1])
-        order.extend(int(feasible[members[i]]) for i in np.argsort(-gains, kind="stable"))
-    return order + infeasible
+    left = np.arange(len(feasible))
+    while len(left) and len(order) < num_good:
+        on_front = pareto.front(scaled[left])
+        members, left = left[on_front], left[~on_front]
+        if len(order) + len(members) > num_good:
+            gains = pareto.hypervolume_contributions(scaled[members], [1.1] * scaled.shape[1])
+            members = members[np.argsort(-gains, kind="stable")]
+        order.extend(int(i) for i in feasible[members])
+    return order + [int(i) for i in feasible[left]] + infeasible
 
 
 def _weights(trials: Sequence[FrozenTrial]) -> NDArray[np.float64]:
@@ -274,11 +288,17 @@ def _weights(trials: Sequence[FrozenTrial]) -> NDArray[np.float64]:
 
 
 def _most_balanced(candidates: Codes, seen: Codes, rng: np.random.Generator) -> NDArray[np.int64]:
-    """Returns the candidate whose options were seen least, so that every option gets its turn."""
+    """Returns the candidate whose options were seen least, so that every option gets its turn.
+
+    A dimension that is inactive counts as its least seen option: a config is not preferred for
+    having fewer of them.
+    """
     cost = np.zeros(len(candidates))
     for i in range(candidates.shape[1]):
         column = candidates[:, i]
         counts = np.bincount(seen[:, i][seen[:, i] >= 0], minlength=int(column.max(initial=0)) + 1)
-        cost += np.where(column >= 0, counts[np.maximum(column, 0)] ** 2, 0)
+        active = column >= 0
+        squares = counts[np.maximum(column, 0)] ** 2
+        cost += np.where(active, squares, squares[active].min() if active.any() else 0)
     best = np.flatnonzero(cost == cost.min())
     return np.asarray(candidates[int(rng.choice(best))])
