@@ -10,21 +10,22 @@ from __future__ import annotations
 import argparse
 import os
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 
 import dspy
 from adaseek.cogs import EnsembleCog, FewShotCog, ModelCog, ReasoningCog
 from adaseek.table import comparison_table, heldout_table
-from adaseek.testing.local_engine import local_engine
+from adaseek.testing.local_engine import LocalEngine, local_engines
 from adaseek_dspy import AdaSeek
 from program import load_examples, metric, program
 from rich.console import Console
 
 LARGE, SMALL = "Qwen2.5-Coder-1.5B-Instruct", "Qwen2.5-Coder-0.5B-Instruct"
-# What a second of each engine costs: one core of a small cloud machine at about 0.05 USD an
-# hour, and memory in proportion to the model. What counts is the ratio.
-PRICES = {LARGE: {"per_second": 2.0e-5}, SMALL: {"per_second": 1.0e-5}}
+# Fixed, so that a run that was interrupted finds its journal's models again.
+PORTS = {LARGE: 8421, SMALL: 8420}
+# USD per million tokens, in proportion to the models' sizes; what counts is the ratio.
+PRICES = {LARGE: {"input": 0.06, "output": 0.18}, SMALL: {"input": 0.02, "output": 0.06}}
 
 
 def main() -> None:
@@ -60,26 +61,25 @@ def _models() -> Iterator[tuple[dspy.LM, dspy.LM]]:
     """Yields the large and the small model, each served on cores of its own."""
     cores = sorted(os.sched_getaffinity(0))
     half = max(1, len(cores) // 2)
-    with ExitStack() as stack:
-        engines = [
-            stack.enter_context(local_engine(name, cores=own, max_model_len=2048))
-            for name, own in ((LARGE, cores[:half]), (SMALL, cores[half:] or cores))
-        ]
-        yield tuple(
-            dspy.LM(
-                f"openai/{engine.model}",
-                api_base=engine.base_url,
-                api_key="none",
-                cache=False,
-                max_tokens=150,
-            )
-            for engine in engines
-        )
+    own = {LARGE: cores[:half], SMALL: cores[half:] or cores}
+    with local_engines(own, ports=PORTS, max_model_len=2048) as (large, small):
+        yield _lm(large), _lm(small)
+
+
+def _lm(engine: LocalEngine) -> dspy.LM:
+    return dspy.LM(
+        f"openai/{engine.model}",
+        api_base=engine.base_url,
+        api_key="none",
+        cache=False,
+        temperature=0.0,
+        max_tokens=150,
+    )
 
 
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--budget", type=int, default=500, help="workflow runs (default: 500)")
+    parser.add_argument("--budget", type=int, default=300, help="workflow runs (default: 300)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--run-dir", default="runs/quickstart")
     return parser.parse_args()
