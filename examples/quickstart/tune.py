@@ -50,7 +50,7 @@ def main() -> None:
         for line in result.original.recipe.diff(result.recipe):
             console.print(f"  {line}", markup=False)
         console.print(f"[bold]{result.verdict}[/bold]")
-        held = optimizer.tuner.evaluate(program, result.recipe, test)
+        held = optimizer.tuner.evaluate(program, result.recipe, test[: arguments.num_test])
         console.print(heldout_table(held))
     report = result.report(Path(arguments.run_dir) / "report.html")
     console.print(f"Recipe: {Path(arguments.run_dir) / 'recipe.json'}\nReport: {report}")
@@ -80,6 +80,7 @@ def _lm(engine: LocalEngine) -> dspy.LM:
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--budget", type=int, default=300, help="workflow runs (default: 300)")
+    parser.add_argument("--num-test", type=int, default=50, help="held-out examples (default: 50)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--run-dir", default="runs/quickstart")
     return parser.parse_args()

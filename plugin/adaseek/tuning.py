@@ -227,7 +227,6 @@ class TuningRun:
 
     def _finalists(self) -> list[Record]:
         """Returns the front's best by quality, and those that save most, at most as planned."""
-        original = self.archive.original
         front = [r for r in self.archive.front() if r.number != 0 and not self._is_original(r)]
         points = {r.number: self.archive.normalised([r])[0] for r in front}
         chosen: list[Record] = []
@@ -236,7 +235,6 @@ class TuningRun:
             chosen += [r for r in ranked[:1] if r not in chosen]
         rest = [r for r in front if r not in chosen]
         chosen += sorted(rest, key=lambda r: float(points[r.number].sum()))
-        assert original not in chosen
         return chosen[: self._plan.num_finalists]
 
     # Runs ---------------------------------------------------------------------------------
