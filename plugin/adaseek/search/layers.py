@@ -30,7 +30,7 @@ class LayerPlan:
 
     Attributes:
         families: the families of dimensions searched in each layer.
-        complexities: number of tunable dimensions of each layer, C_l.
+        complexities: tunable dimensions of each layer that one config can have at most, C_l.
         budgets: trials of each layer per trial of the next outer one; their product is at most
             the number of leaf trials that the budget covers.
         expected: E_L, the leaf trials that this layering is expected to need.
@@ -104,15 +104,29 @@ def _layering(
     space: Space, grouping: Sequence[Sequence[str]], alpha: float
 ) -> tuple[tuple[tuple[str, ...], ...], tuple[int, ...], float] | None:
     """Returns families, complexities and E_L of one grouping without empty layers, or None."""
-    original = space.original()
     families: list[tuple[str, ...]] = []
     complexities: list[int] = []
     for group in grouping:
-        here = [d for d in space.dimensions if d.family in group and d.name in original]
-        tunable = [d for d in here if len(space.choices(d.name)) >= 2]
-        if tunable:
+        num_tunable = _most_active(space, group, None, "")
+        if num_tunable:
             families.append(tuple(group))
-            complexities.append(len(tunable))
+            complexities.append(num_tunable)
     if not families:
         return None
     return tuple(families), tuple(complexities), math.prod(c**alpha for c in complexities)
+
+
+def _most_active(space: Space, families: Sequence[str], parent: Dimension | None, key: str) -> int:
+    """Returns how many tunable dimensions of `families` are active at most under a parent's option.
+
+    A step and the copies that stand in for it are never active together and count once; what the
+    original leaves inactive counts as well.
+    """
+    name = None if parent is None else parent.name
+    total = 0
+    for dimension in space.dimensions:
+        if dimension.parent == name and (parent is None or key in dimension.parent_options):
+            keys = space.choices(dimension.name)
+            total += dimension.family in families and len(keys) >= 2
+            total += max((_most_active(space, families, dimension, k) for k in keys), default=0)
+    return total

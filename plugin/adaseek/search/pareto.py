@@ -23,10 +23,19 @@ def dominates(a: Sequence[float], b: Sequence[float]) -> bool:
 
 
 def front(points: Points) -> NDArray[np.bool_]:
-    """Returns [num_points] bool: which points no other point dominates; equal points all stay."""
-    no_worse = (points[:, None, :] <= points[None, :, :]).all(axis=2)
-    better = (points[:, None, :] < points[None, :, :]).any(axis=2)
-    return np.asarray(~(no_worse & better).any(axis=0))
+    """Returns [num_points] bool: which points no other point dominates; equal points all stay.
+
+    In lexicographic order a point comes after all that dominate it, so the first one left is
+    always on the front; the time is that of a pass per point of the front.
+    """
+    mask = np.zeros(len(points), dtype=np.bool_)
+    left = np.lexsort(points.T[::-1]) if len(points) else np.zeros(0, dtype=np.intp)
+    while len(left):
+        first, rest = points[left[0]], points[left]
+        equal = (rest == first).all(axis=1)
+        mask[left[equal]] = True
+        left = left[~equal & (rest < first).any(axis=1)]
+    return mask
 
 
 def rank(points: Points) -> NDArray[np.intp]:

@@ -30,6 +30,20 @@ def test_the_deepest_layering_that_the_budget_covers_is_taken(num_trials, expect
     assert plan_layers(space(2, 3, 4), num_trials).num_layers == expected
 
 
+def test_dimensions_that_the_original_leaves_inactive_count():
+    reasoning = Dimension("r", "weight", ("off", "on"), 0, "m", frozenset({"small"}))
+    model = Dimension("m", "step", ("large", "small"))
+    shots = Dimension("d", "weight", ("0", "4"))
+    assert plan_layers(Space((model, reasoning, shots)), 1).complexities == (3,)
+
+
+def test_alternatives_that_are_never_active_together_count_once():
+    votes = Dimension("v", "structure", ("off", "three"))
+    alone = Dimension("a", "weight", ("0", "4"), 0, "v", frozenset({"off"}))
+    copies = Dimension("c", "weight", ("0", "4"), 0, "v", frozenset({"three"}))
+    assert plan_layers(Space((votes, alone, copies)), 1).complexities == (2,)
+
+
 def test_a_layering_that_does_not_grow_is_left_out():
     # One structure dimension: E_2 = 1 * 7 < E_1 = 8.
     assert plan_layers(space(1, 3, 4), 8).num_layers == 1

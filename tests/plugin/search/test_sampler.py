@@ -4,7 +4,13 @@ import numpy as np
 import optuna
 import pytest
 from adaseek.search.base import Dimension, Space
-from adaseek.search.sampler import NUM_EXAMPLES, VIOLATION, CategoricalTPESampler, Coder
+from adaseek.search.sampler import (
+    NUM_EXAMPLES,
+    VIOLATION,
+    CategoricalTPESampler,
+    Coder,
+    _most_balanced,
+)
 from adaseek.testing.landscapes import landscape, two_step_space
 from hypothesis import given
 from hypothesis import strategies as st
@@ -50,6 +56,19 @@ def test_startup_shows_every_option_early():
     for dimension in space.dimensions:
         # Four draws of four options would show 2.7 of them on average.
         assert len({config[dimension.name] for config in configs}) >= 3
+
+
+def test_startup_does_not_prefer_configs_with_fewer_dimensions():
+    votes = Dimension("v", "structure", ("off", "three"))
+    inner = [
+        Dimension(f"d{i}", "weight", ("0", "2", "4"), 0, "v", frozenset({"off"})) for i in range(4)
+    ]
+    space = Space((votes, *inner))
+    long = {"v": "off", **{d.name: "2" for d in inner}}
+    seen = Coder(space).encode([{"v": "three"}, long, {"v": "three"}])
+    candidates = Coder(space).encode([{"v": "three"}, long])
+    pick = _most_balanced(candidates, seen, np.random.default_rng(0))
+    assert Coder(space).decode(pick)["v"] == "off"
 
 
 def test_enqueued_values_are_kept_and_the_rest_is_proposed():
