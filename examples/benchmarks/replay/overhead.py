@@ -20,7 +20,7 @@ from adaseek.testing.landscapes import landscape
 def main() -> None:
     arguments = _arguments()
     optuna.logging.set_verbosity(optuna.logging.ERROR)
-    truth = landscape("interacting", seed=0, num_examples=52)
+    truth = landscape("interacting", seed=0, num_examples=140)
     settings = SearchSettings(
         arguments.runs,
         truth.num_examples,

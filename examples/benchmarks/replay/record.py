@@ -9,6 +9,8 @@ you like, and start it again with the same `--run-dir`: no request is paid twice
 from __future__ import annotations
 
 import argparse
+import hashlib
+import inspect
 import json
 import logging
 import os
@@ -35,8 +37,8 @@ from adaseek.evaluation.pricing import PriceTable
 from adaseek.evaluation.runner import Runner
 from adaseek.plugins import load_plugins
 from adaseek.program import Program
-from adaseek.recipe import Ensemble, Recipe, Setting, member_id
-from adaseek.search.base import Config, Dimension, Space
+from adaseek.recipe import Recipe, Setting
+from adaseek.search.base import FAMILIES, Config, Dimension, Space
 from adaseek.testing.local_engine import local_engines
 from adaseek.workflow import Example, ModelRef, Score, Trace
 
@@ -54,12 +56,11 @@ PRICES = {
 STEPS = ("start", "swaps")
 MODELS = ("large", "small")
 REASONING = ("off", "chain_of_thought")
-DEMOS = ("none", "2", "4", "1")
-VOTING_DEMOS = ("none", "4")
-VOTES = Ensemble(3, "majority", temperature=0.7)
-VOTING = f"{VOTES.aggregate}-{VOTES.num_members}"
+DEMOS = ("none", "2", "4")
 PORTS = (37959, 45007)
 """Fixed, because the journal knows requests by their endpoint."""
+NUM_AT_ONCE = 8
+"""Requests at once per engine."""
 NUM_DONORS = 16
 """Examples of the test split whose runs may become demos; no example of the table is shown."""
 
@@ -84,42 +85,33 @@ def main() -> None:
 
 
 def space() -> Space:
-    """Returns the recorded space.
-
-    Only the small model reasons, and a voting step has three copies of the small model: what the
-    large one writes takes most of the recording time.
-    """
-    dimensions = [Dimension(f"{s}:ensemble", "structure", ("off", VOTING)) for s in STEPS]
-    for step in STEPS:
-        voting = (f"{step}:ensemble", frozenset({VOTING}))
-        alone = (f"{step}:ensemble", frozenset({"off"}))
-        small = (f"{step}:model", frozenset({"small"}))
-        dimensions += [
-            Dimension(f"{step}:model", "step", MODELS, 0, *alone),
-            Dimension(f"{step}:reasoning", "weight", REASONING, 0, *small),
-            Dimension(f"{step}:few_shot", "weight", DEMOS, 0, *alone),
-            Dimension(f"{step}#all:few_shot", "weight", VOTING_DEMOS, 0, *voting),
-        ]
-    order = ("structure", "step", "weight")
-    return Space(tuple(sorted(dimensions, key=lambda d: order.index(d.family))))
+    """Returns the recorded space. Only the small model reasons: see the README."""
+    small = frozenset({"small"})
+    dimensions = [
+        dimension
+        for step in STEPS
+        for dimension in (
+            Dimension(f"{step}:model", "step", MODELS),
+            Dimension(f"{step}:reasoning", "weight", REASONING, 0, f"{step}:model", small),
+            Dimension(f"{step}:few_shot", "weight", DEMOS),
+        )
+    ]
+    return Space(tuple(sorted(dimensions, key=lambda d: FAMILIES.index(d.family))))
 
 
 def step_options() -> list[StepOption]:
     """Returns what one step can be, the original first."""
-    large = [{"ensemble": "off", "model": "large", "few_shot": d} for d in DEMOS]
+    large = [{"model": "large", "few_shot": d} for d in DEMOS]
     small = [
-        {"ensemble": "off", "model": "small", "reasoning": r, "few_shot": d}
-        for d in DEMOS
-        for r in REASONING
+        {"model": "small", "reasoning": r, "few_shot": d} for d, r in product(DEMOS, REASONING)
     ]
-    voting = [{"ensemble": VOTING, "#all:few_shot": d} for d in VOTING_DEMOS]
-    return large + small + voting
+    return large + small
 
 
 def config_of(chosen: Sequence[StepOption]) -> dict[str, str]:
     """Returns the config of one option per step."""
     return {
-        f"{step}{cog}" if cog.startswith("#") else f"{step}:{cog}": value
+        f"{step}:{cog}": value
         for step, option in zip(STEPS, chosen, strict=True)
         for cog, value in option.items()
     }
@@ -183,7 +175,7 @@ class Bench:
 
         def run(model: str) -> None:
             for index, option in enumerate(options):
-                if option.get("model", "small") == model:
+                if option["model"] == model:
                     recipe = self.recipe([option, option], demos)
                     done[index] = self._runners[model]([Task(recipe, e) for e in examples])
                     print(f"{index}: {option}: {_describe(done[index])}", flush=True)
@@ -229,27 +221,19 @@ class Bench:
 
     def recipe(self, chosen: Sequence[StepOption], demos: dict[str, dict[str, Option]]) -> Recipe:
         """Returns the recipe of one option per step."""
-        settings: dict[str, Setting] = {}
-        for step, option in zip(STEPS, chosen, strict=True):
-            if option["ensemble"] == "off":
-                settings[step] = self._setting(
-                    option["model"], option.get("reasoning", "off"), option["few_shot"], demos[step]
-                )
-                continue
-            settings[step] = Setting(ensemble=VOTES)
-            for index in range(VOTES.num_members):
-                settings[member_id(step, index)] = self._setting(
-                    "small", "off", option["#all:few_shot"], demos[step]
-                )
+        settings = {
+            step: self._setting(option, demos[step])
+            for step, option in zip(STEPS, chosen, strict=True)
+        }
         return Recipe({step: s for step, s in settings.items() if not s.is_empty})
 
-    def _setting(
-        self, model: str, reasoning: str, num_demos: str, demos: dict[str, Option]
-    ) -> Setting:
-        setting = Setting() if model == "large" else Setting(model=self.models[model])
-        if reasoning != "off":
+    def _setting(self, option: StepOption, demos: dict[str, Option]) -> Setting:
+        large = option["model"] == "large"
+        setting = Setting() if large else Setting(model=self.models["small"])
+        if option.get("reasoning", "off") != "off":
             setting = setting.merge(Setting(reasoning="chain_of_thought"))
-        return setting if num_demos == "none" else setting.merge(demos[num_demos].setting)
+        few_shot = option["few_shot"]
+        return setting if few_shot == "none" else setting.merge(demos[few_shot].setting)
 
 
 class _Thread(threading.Thread):
@@ -273,7 +257,7 @@ class _Thread(threading.Thread):
 
 
 def _reached_second(evaluation: Evaluation) -> bool:
-    return any(call.step.split("#")[0] == STEPS[1] for call in evaluation.calls)
+    return any(call.step == STEPS[1] for call in evaluation.calls)
 
 
 def _describe(evaluations: Sequence[Evaluation]) -> str:
@@ -315,7 +299,7 @@ def _bench(folder: Path, max_seconds: float | None) -> Iterator[Bench]:
     prices = PriceTable.parse({f"openai/{name}": PRICES[name] for name in names.values()})
     with ExitStack() as stack:
         journal = stack.enter_context(
-            Journal.open(folder / "journal.db", identity={"table": "replay"})
+            Journal.open(folder / "journal.db", identity={"program": _program_hash()})
         )
         ledger = Ledger(Limits(max_seconds=max_seconds), paid=journal.paid())
         context = RunContext(
@@ -341,8 +325,9 @@ def _bench(folder: Path, max_seconds: float | None) -> Iterator[Bench]:
         yield Bench(bound, references, runners)
 
 
-NUM_AT_ONCE = 8
-"""Requests at once per engine."""
+def _program_hash() -> str:
+    """Returns a hash of the program's source: the scores of another version are of no use."""
+    return hashlib.sha256(Path(inspect.getfile(type(program))).read_bytes()).hexdigest()[:16]
 
 
 def _save(
@@ -359,6 +344,7 @@ def _save(
         "models": {"large": LARGE, "small": SMALL},
         "prices_usd_per_million_tokens": PRICES,
         "requests_at_once_per_engine": NUM_AT_ONCE,
+        "program": _program_hash(),
         "workflow": bench.program.workflow.fingerprint,
         "demos": {
             step: [demo.values for demo in options[max(options)].setting.demos or ()]
