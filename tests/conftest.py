@@ -13,5 +13,7 @@ settings.register_profile(
     max_examples=60,
     suppress_health_check=[HealthCheck.too_slow],
 )
-settings.register_profile("wide", parent=settings.get_profile("adaseek"), derandomize=False, max_examples=2000)
+settings.register_profile(
+    "wide", parent=settings.get_profile("adaseek"), derandomize=False, max_examples=2000
+)
 settings.load_profile("adaseek")

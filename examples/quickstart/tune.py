@@ -27,6 +27,14 @@ PORTS = {LARGE: 8421, SMALL: 8420}
 # USD per million tokens, in proportion to the models' sizes; what counts is the ratio.
 PRICES = {LARGE: {"input": 0.06, "output": 0.18}, SMALL: {"input": 0.02, "output": 0.06}}
 
+# Judged votes, planning and new instructions are left out to end within minutes.
+COGS = (
+    EnsembleCog(aggregates=("majority",)),
+    ModelCog(),
+    ReasoningCog(kinds=("chain_of_thought",)),
+    FewShotCog(),
+)
+
 
 def main() -> None:
     arguments = _arguments()
@@ -38,7 +46,7 @@ def main() -> None:
             budget=arguments.budget,
             models=[small],
             prices={large.model: PRICES[LARGE], small.model: PRICES[SMALL]},
-            cogs=[EnsembleCog(), ModelCog(), ReasoningCog(), FewShotCog()],
+            cogs=COGS,
             seed=arguments.seed,
             num_threads=8,
             run_dir=arguments.run_dir,
@@ -73,14 +81,16 @@ def _lm(engine: LocalEngine) -> dspy.LM:
         api_key="none",
         cache=False,
         temperature=0.0,
-        max_tokens=150,
+        max_tokens=128,
+        # The end of an answer in DSPy's format: small models like to go on.
+        stop=["[[ ## completed ## ]]"],
     )
 
 
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--budget", type=int, default=300, help="workflow runs (default: 300)")
-    parser.add_argument("--num-test", type=int, default=50, help="held-out examples (default: 50)")
+    parser.add_argument("--budget", type=int, default=240, help="workflow runs (default: 240)")
+    parser.add_argument("--num-test", type=int, default=60, help="held-out examples (default: 60)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--run-dir", default="runs/quickstart")
     return parser.parse_args()

@@ -100,7 +100,7 @@ class Progress:
 
 @dataclass(frozen=True)
 class RunEnded:
-    """The run is over. `reason`: `budget`, `converged`, `interrupted`, or the limit that ended it."""
+    """The run is over. `reason`: `budget`, `converged`, or the interruption that ended it."""
 
     reason: str
     num_runs: int
