@@ -19,7 +19,7 @@ NUM_THREADS = 4
 NUM_TASKS = 60
 
 CHILD = """
-import sys, time
+import os, sys, time
 from adaseek.evaluation.journal import Journal
 from adaseek.evaluation.runner import Runner
 from adaseek.evaluation.base import Task
@@ -27,7 +27,7 @@ from adaseek.recipe import Recipe
 from adaseek.workflow import Call, Example, Trace, Usage
 
 def run(recipe, example, context):
-    print("started", example.id, flush=True)
+    os.write(1, f"started {example.id}\\n".encode())  # one write: threads must not mix lines
     time.sleep(0.005)
     usage = Usage(requests=1, cost_usd=0.5)
     return Trace((Call("c", "s", usage=usage),), output=example.id)
@@ -65,7 +65,7 @@ def test_killed_run_keeps_every_outcome_it_used(tmp_path: Path) -> None:
 
 
 TERMINATED = """
-import sys, time
+import os, sys, time
 from adaseek.evaluation.journal import Journal
 from adaseek.evaluation.runner import Runner, RunInterrupted
 from adaseek.evaluation.signals import graceful_signals
@@ -74,7 +74,7 @@ from adaseek.recipe import Recipe
 from adaseek.workflow import Example, Trace
 
 def run(recipe, example, context):
-    print("started", example.id, flush=True)
+    os.write(1, f"started {example.id}\\n".encode())  # one write: threads must not mix lines
     time.sleep(0.5)
     return Trace(output=example.id)
 
