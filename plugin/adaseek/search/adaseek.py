@@ -219,7 +219,8 @@ class AdaSeek:
     def _search_arms(self, arm: _Arm, stop_at: int) -> None:
         """Opens outer configs under `arm`, a bracket at a time, until `num_runs` is `stop_at`."""
         distinct = self._layer_space(arm.layer).size(arm.config)
-        planned = min(self.plan.budgets[arm.layer], distinct)
+        # Fewer arms than one bracket takes would leave outer configs unseen to no purpose.
+        planned = min(max(self.plan.budgets[arm.layer], self.settings.chunk), distinct)
         while planned > 0 and stop_at - self.num_runs >= self.settings.first_rung:
             asked = self._ask_arms(arm, min(planned, self.settings.chunk))
             alive = [(child, proposal) for child, proposal in asked if not child.is_done]
