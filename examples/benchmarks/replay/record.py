@@ -57,7 +57,7 @@ STEPS = ("start", "swaps")
 MODELS = ("large", "small")
 REASONING = ("off", "chain_of_thought")
 DEMOS = ("none", "2", "4")
-PORTS = (37959, 45007)
+PORTS = (8421, 8420)
 """Fixed, because the journal knows requests by their endpoint."""
 NUM_AT_ONCE = 8
 """Requests at once per engine."""
