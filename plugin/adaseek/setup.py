@@ -7,7 +7,7 @@ import os
 import secrets
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,9 +33,9 @@ __all__ = [
     "Setup",
     "check_space",
     "fresh_storage",
-    "metric_identity",
     "open_folder",
     "quiet_optuna",
+    "source_identity",
     "split_examples",
 ]
 
@@ -148,11 +148,16 @@ def quiet_optuna() -> Iterator[None]:
         optuna.logging.set_verbosity(before)
 
 
-def metric_identity(metric: Callable[..., Any]) -> str:
-    """Returns the metric's name and a hash of its source, where that can be read."""
-    name = f"{getattr(metric, '__module__', '')}.{getattr(metric, '__qualname__', type(metric))}"
+def source_identity(code: Any) -> str:
+    """Returns the qualified name of a function or class and a hash of its source, if readable.
+
+    Scores are only as good as the code that made them. Only this definition is read: a change of
+    a helper that it calls goes unnoticed.
+    """
+    kind = code if hasattr(code, "__qualname__") else type(code)
+    name = f"{kind.__module__}.{kind.__qualname__}"
     try:
-        source = inspect.getsource(metric)
+        source = inspect.getsource(kind)
     except (OSError, TypeError):
         return name
     return f"{name}#{fingerprint(source)}"

@@ -42,9 +42,9 @@ from adaseek.setup import (
     Setup,
     check_space,
     fresh_storage,
-    metric_identity,
     open_folder,
     quiet_optuna,
+    source_identity,
     split_examples,
 )
 from adaseek.tuning import TuningRun
@@ -311,7 +311,8 @@ class Tuner:
         identity = {
             "workflow": setup.program.workflow.fingerprint,
             "models": models,
-            "metric": metric_identity(self.metric),
+            "program": source_identity(type(setup.program.obj)),
+            "metric": source_identity(self.metric),
         }
         location = self.journal or folder / "journal.db"
         run_id = fingerprint(identity) if self.journal else "default"

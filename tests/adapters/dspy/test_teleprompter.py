@@ -15,6 +15,7 @@ from adaseek.errors import (
     ConfigurationError,
     EndpointError,
     ExampleError,
+    JournalError,
     MetricError,
     RecipeMismatchError,
     TranslationError,
@@ -256,6 +257,18 @@ def test_a_metric_that_returns_text_costs_one_run(lm, optimizer, server):
             Parity(), trainset=TRAIN, valset=VAL
         )
     assert len(server.requests) == 2
+
+
+def test_a_run_is_not_resumed_after_the_code_between_the_steps_has_changed(lm, optimizer):
+    class Changed(Parity):
+        def forward(self, question: str) -> Any:
+            return super().forward(question=question.upper())
+
+    optimizer(budget=80).compile(Parity(), trainset=TRAIN, valset=VAL)
+    # The steps are the same, so only the source of the program can tell.
+    assert translate(Changed()).fingerprint == translate(Parity()).fingerprint
+    with pytest.raises(JournalError, match="program"):
+        optimizer(budget=80).compile(Changed(), trainset=TRAIN, valset=VAL)
 
 
 def test_both_names_of_the_run_folder_are_refused():
