@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import Literal
 
-from adaseek.result import Candidate, Estimate
+from adaseek.result import FEWEST_PAIRS, Candidate, Estimate
 
 __all__ = [
     "Reading",
@@ -83,7 +83,7 @@ def format_change(change: float | None) -> str:
 
 def reading(objective: str, difference: Estimate) -> Reading:
     """Returns what the interval of a paired difference (new - old) says about `objective`."""
-    if difference.low <= 0.0 <= difference.high:
+    if difference.num < FEWEST_PAIRS or difference.low <= 0.0 <= difference.high:
         return "no clear difference"
     gained = (difference.mean > 0) == higher_is_better(objective)
     return "better" if gained else "worse"

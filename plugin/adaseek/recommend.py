@@ -16,15 +16,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from adaseek.evaluation.statistics import paired_difference
-from adaseek.result import Estimate
+from adaseek.result import FEWEST_PAIRS, Estimate
 from adaseek.search.base import OBJECTIVES
 
 __all__ = ["Comparison", "Verdict", "compare", "recommend"]
 
 _ERROR = 0.05
 _QUALITY_SHARE = 0.8
-_FEWEST_EXAMPLES = 5
-"""Fewer pairs than this support no claim: their spread cannot be told from luck."""
 
 Series = Mapping[str, NDArray[np.float64]]
 """Objective -> [num_examples] values on the same examples in the same order, NaN if unknown."""
@@ -111,7 +109,7 @@ def recommend(
 
 def _is_better(objective: str, difference: Estimate) -> bool:
     is_clear = difference.low > 0 if objective == "quality" else difference.high < 0
-    return is_clear and difference.num >= _FEWEST_EXAMPLES
+    return is_clear and difference.num >= FEWEST_PAIRS
 
 
 def _loses_quality(comparison: Comparison, max_loss: float) -> bool:

@@ -16,6 +16,8 @@ from adaseek.workflow import Workflow
 __all__ = ["Candidate", "Estimate", "Heldout", "Spending", "TuningResult"]
 
 RESULT_FILE = "result.json"
+FEWEST_PAIRS = 5
+"""Fewer pairs than this support no claim: their spread cannot be told from luck."""
 
 
 @dataclass(frozen=True)

@@ -115,3 +115,7 @@ def test_validation_comes_before_training() -> None:
     assert best_estimates(candidate, "quality") == (second, "validation")
     assert best_estimates(candidate, "cost") == (first, "training")
     assert best_estimates(candidate, "latency") == (None, "")
+
+
+def test_a_difference_of_few_pairs_says_nothing() -> None:
+    assert reading("latency", Estimate(1.0, 0.5, 2.0, 3)) == "no clear difference"
