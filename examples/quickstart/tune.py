@@ -2,7 +2,7 @@
 
 The program starts on the larger model with plain prompts. AdaSeek looks for better prompts,
 examples to show, reasoning, votes, and for the steps where the small model is enough. Ends in
-ten to twenty minutes on two CPU cores with a table, a recipe and a report in `--run-dir`.
+about twenty minutes on two CPU cores with a table, a recipe and a report in `--run-dir`.
 """
 
 from __future__ import annotations
