@@ -16,7 +16,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from types import TracebackType
 from typing import Any  # Any: request bodies are the client's JSON
 
-__all__ = ["LoopbackServer", "RecordedRequest", "Reply", "echo"]
+__all__ = ["LoopbackServer", "RecordedRequest", "Reply", "echo", "scripted"]
 
 Body = Mapping[str, Any]
 
@@ -30,12 +30,17 @@ class Reply:
         tool_calls: (function name, arguments) of native tool calls.
         status: HTTP status; anything but 200 answers an error with `text` as its message.
         delay_s: time before the answer, for tests of order and overlap.
+        before_chunk: called with the index of each chunk of a stream before it is sent; may wait,
+            so that a test can tell a stream that passes through from one that is collected.
+        num_chunks: breaks the connection after this many chunks of a stream.
     """
 
     text: str = ""
     tool_calls: Sequence[tuple[str, Mapping[str, Any]]] = ()
     status: int = 200
     delay_s: float = 0.0
+    before_chunk: Callable[[int], object] | None = None
+    num_chunks: int | None = None
 
 
 @dataclass(frozen=True)
@@ -57,6 +62,22 @@ def echo(body: Body) -> Reply:
     """Returns a reply that repeats the end of the last message."""
     messages = body.get("messages") or [{"content": ""}]
     return Reply(f"echo[{body.get('model')}]: {str(messages[-1].get('content'))[-60:]}")
+
+
+def scripted(*replies: Reply, then: Callable[[Body], Reply] = echo) -> Callable[[Body], Reply]:
+    """Returns an answer function that gives `replies` one by one, then asks `then`.
+
+    So `scripted(Reply("overloaded", status=500))` is a server that fails once.
+    """
+    rest = iter(replies)
+    lock = threading.Lock()
+
+    def answer(body: Body) -> Reply:
+        with lock:
+            reply = next(rest, None)
+        return then(body) if reply is None else reply
+
+    return answer
 
 
 class LoopbackServer:
@@ -166,7 +187,9 @@ def _handler(server: LoopbackServer) -> type[BaseHTTPRequestHandler]:
             self.send_header("content-type", "text/event-stream")
             self.send_header("connection", "close")
             self.end_headers()
-            for chunk in _chunks(body, reply, usage):
+            for index, chunk in enumerate(_chunks(body, reply, usage)[: reply.num_chunks]):
+                if reply.before_chunk is not None:
+                    reply.before_chunk(index)
                 text = chunk if isinstance(chunk, str) else json.dumps(chunk)
                 self.wfile.write(f"data: {text}\n\n".encode())
                 self.wfile.flush()
@@ -195,11 +218,13 @@ def _wire_usage(usage: Mapping[str, int]) -> dict[str, Any]:
     }
 
 
-def _tool_calls(reply: Reply) -> list[dict[str, Any]]:
+def _tool_calls(body: Body, reply: Reply) -> list[dict[str, Any]]:
+    # The id differs between the turns of a conversation, and is the same when the turn is repeated.
+    turn = len(body.get("messages") or ())
     return [
         {
             "index": index,
-            "id": f"call_{index}",
+            "id": f"call_{turn}_{index}",
             "type": "function",
             "function": {"name": name, "arguments": json.dumps(dict(arguments))},
         }
@@ -212,7 +237,7 @@ def _completion(
 ) -> dict[str, Any]:
     message: dict[str, Any] = {"role": "assistant", "content": reply.text or None}
     if reply.tool_calls:
-        message["tool_calls"] = _tool_calls(reply)
+        message["tool_calls"] = _tool_calls(body, reply)
     reason = "tool_calls" if reply.tool_calls else "stop"
     choices = [
         {"index": i, "message": message, "finish_reason": reason, "logprobs": None}
@@ -237,13 +262,14 @@ def _chunks(body: Body, reply: Reply, usage: Mapping[str, int]) -> list[dict[str
     }
     deltas: list[dict[str, Any]] = [{"role": "assistant"}]
     if reply.tool_calls:
-        deltas.append({"tool_calls": _tool_calls(reply)})
+        deltas.append({"tool_calls": _tool_calls(body, reply)})
     deltas += [{"content": part} for part in re.findall(r"\S+\s*|\s+", reply.text)]
     chunks: list[dict[str, Any] | str] = [
         {**base, "choices": [{"index": 0, "delta": delta, "finish_reason": None}]}
         for delta in deltas
     ]
-    chunks.append({**base, "choices": [{"index": 0, "delta": {}, "finish_reason": "stop"}]})
+    reason = "tool_calls" if reply.tool_calls else "stop"
+    chunks.append({**base, "choices": [{"index": 0, "delta": {}, "finish_reason": reason}]})
     if (body.get("stream_options") or {}).get("include_usage"):
         chunks.append({**base, "choices": [], "usage": _wire_usage(usage)})
     return [*chunks, "[DONE]"]

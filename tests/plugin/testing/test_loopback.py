@@ -9,7 +9,7 @@ from typing import Any
 
 import httpx
 import pytest
-from adaseek.testing.loopback import LoopbackServer, Reply, echo
+from adaseek.testing.loopback import LoopbackServer, Reply, echo, scripted
 
 HELLO = {"model": "m", "messages": [{"role": "user", "content": "hello there"}]}
 
@@ -103,3 +103,55 @@ def test_nothing_listens_after_the_end() -> None:
         url = running.url
     with pytest.raises(httpx.ConnectError):
         httpx.get(f"{url}/models", trust_env=False)
+
+
+def streamed(server: LoopbackServer) -> list[dict[str, Any]]:
+    lines = [line for line in post(server, {**HELLO, "stream": True}).text.splitlines() if line]
+    return [json.loads(line.removeprefix("data: ")) for line in lines if not line.endswith("]")]
+
+
+def test_tool_calls_are_streamed_and_each_turn_names_its_own(server: LoopbackServer) -> None:
+    server.answer = lambda body: Reply(tool_calls=[("search", {"q": "x"})])
+    chunks = streamed(server)
+    (call,) = chunks[1]["choices"][0]["delta"]["tool_calls"]
+    assert call["function"] == {"name": "search", "arguments": '{"q": "x"}'}
+    assert chunks[-1]["choices"][0]["finish_reason"] == "tool_calls"
+    ids = [
+        post(server, {**HELLO, "messages": HELLO["messages"] * turns}).json()["choices"][0][
+            "message"
+        ]["tool_calls"][0]["id"]
+        for turns in (1, 2, 1)
+    ]
+    assert ids[0] == call["id"] == ids[2] != ids[1]
+
+
+def test_a_script_is_answered_once_and_in_order(server: LoopbackServer) -> None:
+    server.answer = scripted(Reply("overloaded", status=500), Reply("second"))
+    assert post(server, HELLO).status_code == 500
+    texts = [post(server, HELLO).json()["choices"][0]["message"]["content"] for _ in range(2)]
+    assert texts == ["second", "echo[m]: hello there"]
+
+
+def test_a_stream_can_wait_for_its_reader(server: LoopbackServer) -> None:
+    seen = threading.Event()
+    waited: list[bool] = []
+
+    def before(index: int) -> None:
+        if index == 2:
+            waited.append(seen.wait(timeout=30))
+
+    server.answer = lambda body: Reply("one two three", before_chunk=before)
+    url, body = f"{server.url}/chat/completions", {**HELLO, "stream": True}
+    with httpx.stream("POST", url, json=body, trust_env=False) as response:
+        for line in response.iter_lines():
+            if "one" in line:
+                seen.set()
+    assert waited == [True]
+
+
+def test_a_stream_can_break(server: LoopbackServer) -> None:
+    server.answer = lambda body: Reply("one two three", num_chunks=2)
+    assert [chunk["choices"][0]["delta"] for chunk in streamed(server)] == [
+        {"role": "assistant"},
+        {"content": "one "},
+    ]
