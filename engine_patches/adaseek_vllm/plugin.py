@@ -1,0 +1,37 @@
+"""The entry point that vLLM calls in each of its processes. Does nothing unless asked.
+
+Importing this module imports nothing of vLLM: a failing import would only be logged by vLLM, and
+the server would run without the features its user asked for.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Mapping, Sequence
+
+from adaseek_vllm.flags import FEATURES
+
+__all__ = ["is_wanted", "register"]
+
+SWITCH = "ADASEEK_VLLM_FLAGS"
+"""Environment variable: 1 adds the flags whatever the command line holds."""
+
+# A file given by --config may hold the flags, and --help shows them.
+_REVEALING = ("--config", "--help", "-h")
+
+
+def is_wanted(argv: Sequence[str], environment: Mapping[str, str]) -> bool:
+    """Returns whether this process's command line, or the environment, may ask for a feature."""
+    names = (*_REVEALING, *(feature.flag for feature in FEATURES))
+    given = {argument.split("=", 1)[0].replace("_", "-") for argument in argv}
+    return environment.get(SWITCH) == "1" or any(name in given for name in names)
+
+
+def register() -> None:
+    """Adds the features' flags to vLLM's parsers if they are wanted; may be called again."""
+    if not is_wanted(sys.argv[1:], os.environ):
+        return
+    from adaseek_vllm._compat import parser
+
+    parser.install()

@@ -1,0 +1,53 @@
+"""What `--kv-retention` changes in vLLM's engine arguments. Imports nothing of vLLM."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from adaseek_vllm.config import FeatureSettingsError
+from adaseek_vllm.flags import SCHEDULER
+from adaseek_vllm.retention.settings import FLAG, RetentionSettings
+
+__all__ = ["engine_args", "read_settings", "scheduler_mixin"]
+
+
+def read_settings(value: object) -> dict[str, object]:
+    """Returns the complete settings in JSON form.
+
+    Raises:
+        FeatureSettingsError: an unknown key, or a value out of its range.
+    """
+    return RetentionSettings.read(value).as_mapping()
+
+
+def engine_args(settings: Mapping[str, object], current: Mapping[str, object]) -> dict[str, object]:
+    """Returns the scheduler, and the scheduling policy that keeps a session's place in the queue.
+
+    Raises:
+        FeatureSettingsError: vLLM's other arguments leave nothing to retain, or contradict.
+    """
+    if current.get("enable_prefix_caching") is False:
+        raise FeatureSettingsError(
+            f"{FLAG} keeps blocks of vLLM's prefix cache, but `enable_prefix_caching` is False: "
+            "leave out --no-enable-prefix-caching."
+        )
+    if (other := current.get("scheduler_cls")) not in (None, SCHEDULER):
+        raise FeatureSettingsError(
+            f"{FLAG} brings its own scheduler, but `scheduler_cls` is {other!r}: leave one out."
+        )
+    if (connector := current.get("kv_transfer_config")) is not None:
+        raise FeatureSettingsError(
+            f"{FLAG} does not work beside another KV connector, but `kv_transfer_config` is "
+            f"{connector!r}: leave one out."
+        )
+    changed: dict[str, object] = {"scheduler_cls": SCHEDULER}
+    if settings["order"] == "session":
+        changed["scheduling_policy"] = "priority"
+    return changed
+
+
+def scheduler_mixin() -> type | None:
+    """Returns the class that goes before vLLM's scheduler."""
+    from adaseek_vllm.retention.scheduler import RetentionMixin
+
+    return RetentionMixin

@@ -1,0 +1,122 @@
+"""The settings of KV retention, checked."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, fields
+
+from adaseek_vllm.config import FeatureSettingsError, check_keys, read_mapping
+
+__all__ = ["FLAG", "POLICIES", "RetentionSettings"]
+
+FLAG = "--kv-retention"
+POLICIES = ("auto", "soft", "pin", "drop", "heuristic", "ttl", "infercept")
+ORDERS = ("session", "fcfs")
+FALLBACKS = ("none", "prefix")
+
+
+@dataclass(frozen=True)
+class RetentionSettings:
+    """What a user can set; every default is safe for a server with many users.
+
+    Args:
+        policy: `auto` weighs expected waste; the others are simple rules to compare with.
+        max_pinned_fraction: share of the GPU's KV blocks that paused sessions may hold together.
+        tenant_fraction: share of the GPU's KV blocks that one tenant (cache salt) may hold.
+        max_ttl_s: longest time a session is held for its next turn, in seconds.
+        min_pin_tokens: shorter contexts are never held.
+        max_admission_delay_s: a waiting request never waits longer than this for held memory
+            while others run; with nothing running it never waits.
+        order: `session` puts a follow-up turn where its session's first turn stood in the queue;
+            `fcfs` leaves vLLM's order.
+        session_fallback: `prefix` treats a request whose prompt extends a recorded context as its
+            next turn; `none` needs a session id.
+        require_salt: only sessions with a cache salt are held.
+        pin_aborted: hold sessions whose client went away too.
+        markers: token ids that start a tool call; empty: found in the model's vocabulary.
+        ttl_s: how long the policy `ttl` holds a session, in seconds.
+        threshold_s: below this expected pause the policy `heuristic` holds a session, in seconds.
+        max_sessions: records of paused sessions kept at most.
+    """
+
+    policy: str = "auto"
+    max_pinned_fraction: float = 0.5
+    tenant_fraction: float = 0.25
+    max_ttl_s: float = 120.0
+    min_pin_tokens: int = 32
+    max_admission_delay_s: float = 2.0
+    order: str = "session"
+    session_fallback: str = "none"
+    require_salt: bool = False
+    pin_aborted: bool = False
+    markers: tuple[int, ...] = ()
+    ttl_s: float = 10.0
+    threshold_s: float = 1.0
+    max_sessions: int = 65536
+
+    def __post_init__(self) -> None:
+        _check_choice("policy", self.policy, POLICIES)
+        _check_choice("order", self.order, ORDERS)
+        _check_choice("session_fallback", self.session_fallback, FALLBACKS)
+        _check_number("max_pinned_fraction", self.max_pinned_fraction, 0.0, 1.0)
+        _check_number("tenant_fraction", self.tenant_fraction, 0.0, 1.0)
+        _check_number("max_ttl_s", self.max_ttl_s, 0.0, 86400.0)
+        _check_number("max_admission_delay_s", self.max_admission_delay_s, 0.0, 3600.0)
+        _check_number("ttl_s", self.ttl_s, 0.0, 86400.0)
+        _check_number("threshold_s", self.threshold_s, 0.0, 86400.0)
+        _check_integer("min_pin_tokens", self.min_pin_tokens, 0)
+        _check_integer("max_sessions", self.max_sessions, 1)
+        for name in ("require_salt", "pin_aborted"):
+            _check_type(name, getattr(self, name), bool, "true or false")
+        for marker in self.markers:
+            _check_integer("markers", marker, 0)
+
+    @classmethod
+    def read(cls, value: object) -> RetentionSettings:
+        """Returns the settings that a flag's value, or `additional_config`, holds.
+
+        Raises:
+            FeatureSettingsError: an unknown key, or a value out of its range.
+        """
+        given = read_mapping(FLAG, value)
+        check_keys(FLAG, given, known=[field.name for field in fields(cls)])
+        if "markers" in given:
+            given["markers"] = _marker_ids(given["markers"])
+        # Each value's type is checked in __post_init__; JSON text holds any type under any key.
+        return cls(**given)  # type: ignore[arg-type]
+
+    def as_mapping(self) -> dict[str, object]:
+        """Returns the settings as JSON types; `read` takes them back."""
+        return {**asdict(self), "markers": list(self.markers)}
+
+
+def _marker_ids(value: object) -> tuple[object, ...]:
+    if value == "auto":
+        return ()
+    if isinstance(value, (list, tuple)):
+        return tuple(value)
+    raise _error("markers", value, "must be 'auto' or a list of token ids")
+
+
+def _check_choice(name: str, value: object, known: tuple[str, ...]) -> None:
+    if value not in known:
+        raise _error(name, value, f"must be one of {', '.join(known)}")
+
+
+def _check_number(name: str, value: object, low: float, high: float) -> None:
+    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    if not is_number or not low <= value <= high:  # type: ignore[operator]
+        raise _error(name, value, f"must be a number from {low:g} to {high:g}")
+
+
+def _check_integer(name: str, value: object, low: int) -> None:
+    if not isinstance(value, int) or isinstance(value, bool) or value < low:
+        raise _error(name, value, f"must be a whole number >= {low}")
+
+
+def _check_type(name: str, value: object, kind: type, words: str) -> None:
+    if not isinstance(value, kind):
+        raise _error(name, value, f"must be {words}")
+
+
+def _error(name: str, value: object, rule: str) -> FeatureSettingsError:
+    return FeatureSettingsError(f"{FLAG}: `{name}` is {value!r}, but {rule}.")
