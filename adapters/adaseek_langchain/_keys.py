@@ -1,0 +1,129 @@
+"""Stable names of the steps of a run: pure functions over names, tags and frames.
+
+A step is named by where its call stands in the run tree: the names and positions of the runs
+around it, and, wherever the user's own code made the next run, the place in that code. Nothing of
+it depends on who invokes the program, on run ids, on threads or on the event loop:
+
+    2.lm                                        the model of `prompt | model`
+    1/a/2.lm                                    the same inside `{"a": prompt | model} | ...`
+    model/1.lm                                  the model of an agent
+    n2/lm@app:build.<locals>.n2+1               called by a graph node, 1 line below its `def`
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import PurePath
+from types import FrameType
+from typing import NewType
+
+__all__ = [
+    "LEAF",
+    "Place",
+    "StepId",
+    "call_site",
+    "child_path",
+    "position",
+    "step_id",
+    "tool_step_id",
+    "user_frame",
+]
+
+StepId = NewType("StepId", str)
+"""Id of a step in a workflow and in a recipe; holds no `#`, which marks members of ensembles."""
+
+LEAF = "lm"
+"""Stands for the call of a chat model; its class and name may change without a new id."""
+
+_TAG = re.compile(r"(?:seq:step:(\d+)|map:key:(.+)|branch:(.+)|condition:(\d+))$")
+
+_FRAMEWORK = ("langchain", "langgraph", "langsmith", "pydantic", "tenacity", "adaseek")
+_TASK_STARTS = frozenset(
+    {"asyncio.events", "asyncio.tasks", "concurrent.futures.thread", "threading"}
+)
+"""Modules whose frames start another task or thread: what lies above did not make the call."""
+
+
+@dataclass(frozen=True)
+class Place:
+    """A frame of the user's code: what the site is named, and which running frame it is."""
+
+    site: str
+    frame: int
+
+
+def position(tags: Sequence[str] | None) -> str:
+    """Returns the place in the parent that structural `tags` name: `2`, `a`, `branch 0`, or ``."""
+    for tag in tags or ():
+        match = _TAG.match(tag)
+        if match is not None:
+            step, key, branch, condition = match.groups()
+            return step or key or (f"branch {branch}" if branch else f"condition {condition}")
+    return ""
+
+
+def child_path(
+    parent: Sequence[str], name: str, tags: Sequence[str] | None = None, site: str = ""
+) -> tuple[str, ...]:
+    """Returns the path of a run inside a run with path `parent`.
+
+    A framework class that already has a position needs no name; a node that the user named does.
+    """
+    where = position(tags)
+    is_structure = name.startswith("Runnable")
+    label = where if where and is_structure else ".".join(part for part in (where, name) if part)
+    return (*parent, _clean(label) + site)
+
+
+def step_id(
+    path: Sequence[str], tags: Sequence[str] | None = None, site: str = "", variant: str = ""
+) -> StepId:
+    """Returns the id of a chat-model call under a run with path `path`.
+
+    Args:
+        tags: the call's own structural tags.
+        site: the place in the user's code that made the call, if it is not the parent's.
+        variant: tells models apart that stand at one place (a model and its fallbacks).
+    """
+    where = position(tags)
+    leaf = f"{where}.{LEAF}" if where else LEAF
+    leaf += f"[{variant}]" if variant else ""
+    return StepId("/".join((*path, _clean(leaf) + site)))
+
+
+def tool_step_id(name: str) -> StepId:
+    """Returns the id of the step of the tool `name`: one step, wherever it is called."""
+    return StepId(f"tool:{_clean(name)}")
+
+
+def call_site(frame: FrameType) -> str:
+    """Returns `@file:function+line`, the line counted from the `def`; no path of the machine.
+
+    The file's own name rather than the module's: a script is `__main__` when it is run.
+    """
+    code = frame.f_code
+    file = PurePath(code.co_filename)
+    stem = file.stem if file.suffix == ".py" and "ipykernel" not in code.co_filename else "main"
+    line = (frame.f_lineno or code.co_firstlineno) - code.co_firstlineno
+    return _clean(f"@{stem}:{code.co_qualname}+{line}")
+
+
+def user_frame(depth: int = 1) -> FrameType | None:
+    """Returns the innermost running frame of the user's code in this task or thread, or None."""
+    frame: FrameType | None = sys._getframe(depth)
+    while frame is not None:
+        module = str(frame.f_globals.get("__name__", ""))
+        if module in _TASK_STARTS:
+            return None
+        root = module.partition(".")[0]
+        if not (root.startswith(_FRAMEWORK) or root in sys.stdlib_module_names):
+            return frame
+        frame = frame.f_back
+    return None
+
+
+def _clean(text: str) -> str:
+    return text.replace("#", "~").replace("\n", " ")

@@ -1,0 +1,125 @@
+"""The seam between the handler that observes and the interposition that rewrites requests.
+
+The interposition wraps the entry points of chat models. For each call it looks for a `Carrier`
+among the callbacks, asks it which step starts now, rewrites the request as the carrier's recipe
+says, and sends it under `sending(...)`, so that the callbacks of the call know whose it is.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+from typing import Any  # Any: the arguments of a chat model are those of its provider
+
+from adaseek.recipe import Recipe
+from adaseek.workflow import Step
+from langchain_core.callbacks import BaseCallbackHandler
+from langchain_core.language_models.chat_models import BaseChatModel
+from langchain_core.messages import BaseMessage
+from langchain_core.runnables import RunnableConfig
+
+__all__ = [
+    "INPUT",
+    "OUTPUT",
+    "TOOL_CALLS",
+    "Carrier",
+    "Request",
+    "current_request",
+    "sending",
+]
+
+INPUT, OUTPUT, TOOL_CALLS = "input", "output", "tool_calls"
+"""Fields of every chat-model step: what it is sent behind its leading system messages (text, or a
+list of messages), the text that it answers, and the tools that it calls."""
+
+
+@dataclass(frozen=True)
+class Request:
+    """One call of a chat model as the program made it, before anything was rewritten.
+
+    Attributes:
+        step: the id of its step, or `member_id(step, i)` inside an ensemble.
+        messages: what the program sends; what is tuned in addition is not part of it.
+        kwargs: bound and given arguments (tools, response_format, stop ...).
+    """
+
+    step: str
+    model: BaseChatModel
+    messages: tuple[BaseMessage, ...]
+    kwargs: Mapping[str, Any] = field(default_factory=dict)
+
+
+_REQUEST: ContextVar[Request | None] = ContextVar("adaseek_langchain_request", default=None)
+
+
+@contextmanager
+def sending(request: Request) -> Iterator[None]:
+    """Makes `request` the one that chat-model callbacks inside belong to.
+
+    In a generator, enter it around each step of the wrapped iterator, never across a `yield`:
+    a context variable set across a `yield` would leak into the consumer's code.
+    """
+    token = _REQUEST.set(request)
+    try:
+        yield
+    finally:
+        _REQUEST.reset(token)
+
+
+def current_request() -> Request | None:
+    """Returns the request that is being sent in this context, or None."""
+    return _REQUEST.get()
+
+
+class Carrier(BaseCallbackHandler):
+    """A callback handler that carries a recipe into the calls below it."""
+
+    run_inline = True  # else async programs run sync handlers in other threads, out of order
+
+    @property
+    @abstractmethod
+    def recipe(self) -> Recipe:
+        """The recipe to apply; an empty one leaves every request as it is."""
+
+    @abstractmethod
+    def step(self, step: str) -> Step | None:
+        """Returns the step `step` as translated, if it is known (`step` names no member)."""
+
+    @property
+    @abstractmethod
+    def models(self) -> Mapping[str, Any]:
+        """Model key -> chat model, for settings that name a model."""
+
+    @property
+    @abstractmethod
+    def rewards(self) -> Mapping[str, Any]:
+        """Name -> reward function, for `best_of` ensembles."""
+
+    @abstractmethod
+    def request(
+        self,
+        model: BaseChatModel,
+        messages: Sequence[BaseMessage],
+        kwargs: Mapping[str, Any],
+        config: RunnableConfig,
+    ) -> Request:
+        """Returns the call that starts now as a request of its step.
+
+        Must be called from the frame of the wrapped entry point: the place in the user's code is
+        part of a step's id. `config` is `ensure_config(config)` of the call.
+        """
+
+    @abstractmethod
+    def serving(self, model: BaseChatModel, *, streams: bool = False) -> BaseChatModel:
+        """Returns the model to really call in place of `model` (often `model` itself).
+
+        The twin keeps usage complete in streams, answers from a tuning run's memo and waits at
+        its gate. To be asked for each call of the wrapped entry points, also inside ensembles.
+        """
+
+    @abstractmethod
+    def fail_open(self, step: str, reason: str) -> None:
+        """Counts a request that was sent as the program made it, though a recipe wanted more."""
