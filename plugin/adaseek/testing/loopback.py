@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import re
+import sys
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -86,16 +87,23 @@ class LoopbackServer:
     Args:
         answer: request body -> reply; called in the thread of the request.
         models: ids that `/v1/models` lists.
+        keep_alive: whether a client may use a connection again. Async clients that outlive their
+            event loop find it dead and ask twice, which a test of exact requests cannot want.
     """
 
     def __init__(
-        self, answer: Callable[[Body], Reply] = echo, *, models: Sequence[str] = ("m",)
+        self,
+        answer: Callable[[Body], Reply] = echo,
+        *,
+        models: Sequence[str] = ("m",),
+        keep_alive: bool = True,
     ) -> None:
         self.answer = answer
         self.models = tuple(models)
+        self.keep_alive = keep_alive
         self._requests: list[RecordedRequest] = []
         self._lock = threading.Lock()
-        self._http = ThreadingHTTPServer(("127.0.0.1", 0), _handler(self))
+        self._http = _Http(("127.0.0.1", 0), _handler(self))
         self._http.daemon_threads = True
         self._thread = threading.Thread(
             target=self._http.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True
@@ -146,6 +154,13 @@ class LoopbackServer:
             self._requests.append(request)
 
 
+class _Http(ThreadingHTTPServer):
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """Keeps quiet about clients that went away; anything else is printed."""
+        if not isinstance(sys.exception(), ConnectionError):
+            super().handle_error(request, client_address)
+
+
 def _handler(server: LoopbackServer) -> type[BaseHTTPRequestHandler]:
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
@@ -179,6 +194,8 @@ def _handler(server: LoopbackServer) -> type[BaseHTTPRequestHandler]:
             self.send_response(status)
             self.send_header("content-type", "application/json")
             self.send_header("content-length", str(len(content)))
+            if not server.keep_alive:
+                self.send_header("connection", "close")
             self.end_headers()
             self.wfile.write(content)
 

@@ -155,3 +155,24 @@ def test_a_stream_can_break(server: LoopbackServer) -> None:
         {"role": "assistant"},
         {"content": "one "},
     ]
+
+
+def test_a_server_can_refuse_to_keep_connections() -> None:
+    with LoopbackServer(keep_alive=False) as closing, httpx.Client(trust_env=False) as client:
+        first = client.post(f"{closing.url}/chat/completions", json=HELLO)
+        assert first.headers["connection"] == "close"
+
+
+def test_a_client_that_goes_away_leaves_no_traceback(
+    server: LoopbackServer, capfd: pytest.CaptureFixture[str]
+) -> None:
+    sent = threading.Event()
+    server.answer = lambda body: Reply(
+        "word " * 4000, before_chunk=lambda i: i < 3999 or sent.set()
+    )
+    url, body = f"{server.url}/chat/completions", {**HELLO, "stream": True}
+    with httpx.stream("POST", url, json=body, trust_env=False) as response:
+        next(response.iter_lines())
+    post(server, HELLO)
+    sent.wait(timeout=1)
+    assert "Traceback" not in capfd.readouterr().err
