@@ -11,10 +11,11 @@ from adaseek.evaluation.latency import critical_path
 from adaseek.recipe import Recipe
 from adaseek.workflow import ErrorKind, Example, Trace, Workflow
 
+from adaseek_dspy._anchor import anchor
 from adaseek_dspy._apply import apply_to_copy
 from adaseek_dspy._calling import called
 from adaseek_dspy._compat import error_kind
-from adaseek_dspy._observe import SETTINGS_KEY, Observer, anchor, observed_adapter
+from adaseek_dspy._observe import SETTINGS_KEY, Observer, observed_adapter
 from adaseek_dspy._recorder import Recorder
 from adaseek_dspy._walk import walk
 
