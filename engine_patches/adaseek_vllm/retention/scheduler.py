@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from typing import Any
 
+from vllm.v1.core.sched.scheduler import Scheduler
+
 from adaseek_vllm.retention.settings import RetentionSettings
 
 __all__ = ["RetentionMixin"]
 
 
-class RetentionMixin:
+# vLLM's types are not followed by every type checker.
+class RetentionMixin(Scheduler):  # type: ignore[misc]
     """Goes before vLLM's scheduler class, synchronous or asynchronous."""
 
     # The arguments are the scheduler's own.

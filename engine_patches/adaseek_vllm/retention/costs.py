@@ -1,0 +1,154 @@
+"""What retention learns about the machine while it serves: step time and the price of memory."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+from numpy.typing import NDArray
+
+from adaseek_vllm.retention.waste import StepCost
+
+__all__ = ["ChurnRate", "MemoryPrice", "RecursiveLeastSquares", "StepCostModel"]
+
+
+class RecursiveLeastSquares:
+    """Linear least squares, one observation at a time, old observations fading.
+
+    Args:
+        initial: first coefficients, [num_features].
+        confidence: how many unit observations the first coefficients are worth.
+        forgetting: weight of an observation after the next one; 1 forgets nothing.
+    """
+
+    def __init__(
+        self, initial: NDArray[np.float64], *, confidence: float, forgetting: float
+    ) -> None:
+        self.coefficients = initial.astype(np.float64)
+        self._covariance = np.eye(len(initial)) / confidence
+        self._forgetting = forgetting
+        # Without a bound, features that never vary would let the covariance grow for ever.
+        self._max_variance = 1e3 / confidence
+
+    def predict(self, features: NDArray[np.float64]) -> float:
+        return float(self.coefficients @ features)
+
+    def observe(self, features: NDArray[np.float64], value: float) -> None:
+        """Moves the coefficients towards one observation."""
+        projected = self._covariance @ features
+        gain = projected / (self._forgetting + features @ projected)
+        self.coefficients = self.coefficients + gain * (value - self.predict(features))
+        covariance = (self._covariance - np.outer(gain, projected)) / self._forgetting
+        if np.trace(covariance) < self._max_variance * len(features):
+            self._covariance = (covariance + covariance.T) / 2
+
+
+class StepCostModel:
+    """Learns the time of a step from the steps that run.
+
+    Args:
+        prior: used until steps have been seen, and where they say nothing.
+        forgetting: see `RecursiveLeastSquares`; 0.999 looks back over about a thousand steps.
+    """
+
+    _MIN_SAMPLES = 30
+    _MAX_RATIO = 8.0
+
+    # Features are scaled to about one, so that one confidence suits them all.
+    _SCALE = np.array([1.0, 1e-2, 1e-6])
+
+    def __init__(self, prior: StepCost, *, forgetting: float = 0.999) -> None:
+        self._prior = prior
+        initial = np.array([prior.fixed_s, prior.per_token_s, prior.per_context_token_s])
+        self._fit = RecursiveLeastSquares(
+            initial / self._SCALE, confidence=1e-2, forgetting=forgetting
+        )
+        self.num_samples = 0
+
+    def observe(self, num_tokens: int, context_pairs: float, seconds: float) -> None:
+        """Learns from one step.
+
+        Args:
+            num_tokens: tokens that the step computed.
+            context_pairs: sum over these tokens of the tokens they attended to.
+            seconds: time of the step; a step that took many times what is expected (a compiler, a
+                page fault) is left out once enough is known.
+        """
+        if num_tokens <= 0 or not seconds > 0 or not math.isfinite(seconds):
+            return
+        features = np.array([1.0, num_tokens, context_pairs]) * self._SCALE
+        expected = self._fit.predict(features)
+        is_outlier = seconds > self._MAX_RATIO * max(expected, 1e-6)
+        if self.num_samples >= self._MIN_SAMPLES and is_outlier:
+            return
+        self._fit.observe(features, seconds)
+        self.num_samples += 1
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether enough steps were seen to trust the fit."""
+        return self.num_samples >= self._MIN_SAMPLES
+
+    @property
+    def cost(self) -> StepCost:
+        """The time of a step as it is known now; no coefficient is negative."""
+        if not self.is_ready:
+            return self._prior
+        fixed, token, context = np.maximum(self._fit.coefficients * self._SCALE, 0.0)
+        return StepCost(float(fixed), float(token), float(context))
+
+
+class MemoryPrice:
+    """The share of recent steps in which somebody lacked memory, from 0 to 1.
+
+    InferCept prices memory at 1 always; at 0 a held context costs nobody anything.
+
+    Args:
+        half_life_s: time after which a step counts half.
+    """
+
+    def __init__(self, *, half_life_s: float = 5.0) -> None:
+        self._half_life_s = half_life_s
+        self._last_s: float | None = None
+        self.value = 0.0
+
+    def observe(self, is_short: bool, *, now_s: float) -> None:
+        """Moves the price towards 1 if memory was short in the step that ended now, else to 0."""
+        if self._last_s is None:
+            self._last_s = now_s
+            self.value = float(is_short)
+            return
+        weight = 1 - 0.5 ** (max(0.0, now_s - self._last_s) / self._half_life_s)
+        self._last_s = now_s
+        self.value += weight * (float(is_short) - self.value)
+
+
+class ChurnRate:
+    """How fast blocks are taken from the free queue, hence how long a free block keeps its data.
+
+    Args:
+        half_life_s: time after which an observation counts half.
+    """
+
+    def __init__(self, *, half_life_s: float = 10.0) -> None:
+        self._half_life_s = half_life_s
+        self._last_s: float | None = None
+        self.blocks_per_s = 0.0
+
+    def observe(self, num_blocks: int, *, now_s: float) -> None:
+        """Learns that `num_blocks` were taken since the last call."""
+        if self._last_s is None:
+            self._last_s = now_s
+            return
+        elapsed_s = now_s - self._last_s
+        if elapsed_s <= 0:
+            return
+        self._last_s = now_s
+        weight = 1 - 0.5 ** (elapsed_s / self._half_life_s)
+        self.blocks_per_s += weight * (num_blocks / elapsed_s - self.blocks_per_s)
+
+    def horizon_s(self, num_free_blocks: int) -> float:
+        """Returns the seconds until a block at the end of the free queue is taken."""
+        if self.blocks_per_s <= 1e-9:
+            return math.inf
+        return num_free_blocks / self.blocks_per_s

@@ -1,0 +1,136 @@
+"""The rule of least waste and the rules it is compared with."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+from adaseek_vllm.retention.policies import make_policy
+from adaseek_vllm.retention.policy import Action, EngineLoad, LeastWaste, PausedSession
+from adaseek_vllm.retention.settings import POLICIES, RetentionSettings
+from adaseek_vllm.retention.waste import StepCost
+from hypothesis import given
+from hypothesis import strategies as st
+
+COST = StepCost(fixed_s=0.01, per_token_s=5e-5)
+# Computing a context again costs its tokens about 5e-5 * 20000 = 1 second.
+BUSY = EngineLoad(20_000, decode_tokens=50, step_tokens=512, memory_price=1.0, cost=COST)
+IDLE = replace(BUSY, memory_price=0.0)
+SESSION = PausedSession(context_tokens=1500, exclusive_tokens=1500, elapsed_s=0.0, remaining_s=0.3)
+
+sessions = st.builds(
+    PausedSession,
+    context_tokens=st.integers(1, 100_000),
+    exclusive_tokens=st.integers(0, 100_000),
+    elapsed_s=st.floats(0, 1000),
+    remaining_s=st.floats(0, 1000),
+    return_probability=st.floats(0, 1),
+    eviction_probability=st.floats(0, 1),
+    survival_ratio=st.floats(0, 1),
+    is_held=st.booleans(),
+)
+loads = st.builds(
+    EngineLoad,
+    running_tokens=st.integers(0, 1_000_000),
+    decode_tokens=st.integers(0, 1024),
+    step_tokens=st.integers(1, 8192),
+    memory_price=st.floats(0, 1),
+    cost=st.just(COST),
+)
+
+
+def choose(session: PausedSession, load: EngineLoad) -> Action:
+    return LeastWaste().choose(session, load).action
+
+
+def test_short_pauses_are_held_and_long_ones_are_not() -> None:
+    assert choose(SESSION, BUSY) is Action.PIN
+    assert choose(replace(SESSION, remaining_s=20.0), BUSY) is Action.SOFT
+
+
+def test_pause_at_the_break_even_point_decides() -> None:
+    # 3 chunks of 462: own (0.04 + 0.075) / 2 = 0.0575 s, others 0.075 / 1500 * 20000 = 1 s.
+    below, above = replace(SESSION, remaining_s=1.05), replace(SESSION, remaining_s=1.07)
+    assert choose(below, BUSY) is Action.PIN
+    assert choose(above, BUSY) is Action.SOFT
+    assert choose(replace(above, is_held=True), BUSY) is Action.PIN
+
+
+def test_idle_memory_is_free_so_any_risk_is_worth_holding_for() -> None:
+    slow = replace(SESSION, remaining_s=60.0)
+    assert choose(slow, IDLE) is Action.PIN
+    assert choose(replace(slow, eviction_probability=0.0), IDLE) is Action.SOFT
+
+
+def test_what_others_hold_too_costs_nothing_to_hold() -> None:
+    shared = replace(SESSION, exclusive_tokens=100, remaining_s=10.0)
+    assert choose(shared, BUSY) is Action.PIN
+    assert choose(replace(shared, exclusive_tokens=1500), BUSY) is Action.SOFT
+
+
+def test_context_that_a_next_turn_does_not_repeat_is_worth_less() -> None:
+    session = replace(SESSION, remaining_s=0.8)
+    assert choose(session, BUSY) is Action.PIN
+    assert choose(replace(session, survival_ratio=0.3), BUSY) is Action.SOFT
+
+
+def test_final_turn_is_dropped() -> None:
+    assert choose(replace(SESSION, return_probability=0.0), IDLE) is Action.DROP
+
+
+def test_when_memory_is_short_the_longest_absence_is_worth_least() -> None:
+    policy = LeastWaste()
+    pauses = [0.1, 0.5, 2.0, 30.0]
+    values = [policy.keep_value(replace(SESSION, remaining_s=p), BUSY) for p in pauses]
+    assert values == sorted(values, reverse=True)
+    assert values[0] > 0 > values[-1]
+
+
+@given(session=sessions, load=loads, more_s=st.floats(0, 1000))
+def test_a_longer_absence_never_makes_a_session_worth_more(
+    session: PausedSession, load: EngineLoad, more_s: float
+) -> None:
+    policy = LeastWaste()
+    longer = replace(session, remaining_s=session.remaining_s + more_s)
+    assert policy.keep_value(longer, load) <= policy.keep_value(session, load)
+    if choose(longer, load) is Action.PIN:
+        assert choose(session, load) is Action.PIN
+
+
+@given(session=sessions, load=loads)
+def test_without_risk_nothing_is_held(session: PausedSession, load: EngineLoad) -> None:
+    assert choose(replace(session, eviction_probability=0.0), load) is not Action.PIN
+
+
+@given(session=sessions, load=loads, name=st.sampled_from(POLICIES))
+def test_every_policy_decides_everything(
+    session: PausedSession, load: EngineLoad, name: str
+) -> None:
+    policy = make_policy(RetentionSettings(policy=name))
+    assert policy.choose(session, load).action in Action
+    assert policy.keep_value(session, load) == policy.keep_value(session, load)  # no NaN
+
+
+@pytest.mark.parametrize(
+    ("name", "session", "expected"),
+    [
+        ("soft", SESSION, Action.SOFT),
+        ("pin", replace(SESSION, remaining_s=900.0), Action.PIN),
+        ("drop", SESSION, Action.DROP),
+        ("heuristic", replace(SESSION, remaining_s=0.9), Action.PIN),
+        ("heuristic", replace(SESSION, remaining_s=1.1), Action.SOFT),
+        ("ttl", replace(SESSION, elapsed_s=9.9), Action.PIN),
+        ("ttl", replace(SESSION, elapsed_s=10.0), Action.SOFT),
+        ("infercept", SESSION, Action.PIN),
+        ("infercept", replace(SESSION, remaining_s=20.0), Action.DROP),
+    ],
+)
+def test_rules_to_compare_with(name: str, session: PausedSession, expected: Action) -> None:
+    assert make_policy(RetentionSettings(policy=name)).choose(session, BUSY).action is expected
+
+
+def test_literal_rule_discards_even_with_idle_memory() -> None:
+    slow = replace(SESSION, remaining_s=20.0)
+    policy = make_policy(RetentionSettings(policy="infercept"))
+    assert policy.choose(slow, IDLE).action is Action.DROP
+    assert choose(slow, IDLE) is Action.PIN
