@@ -83,10 +83,10 @@ class _ObservedLM(BaseLM):  # type: ignore[misc]  # DSPy is untyped
         if observer is None:
             return super().__call__(*args, **kwargs)
         call = observer.call(self, args, kwargs)
-        if call.replayed:
-            return call.outputs
-        with call.real():
-            call.outputs = super().__call__(*args, **call.kwargs)
+        with call.answered() as is_answered:
+            if not is_answered:
+                with call.real():
+                    call.outputs = super().__call__(*args, **call.kwargs)
         return call.outputs
 
     async def acall(self, *args: Any, **kwargs: Any) -> Any:
@@ -94,10 +94,10 @@ class _ObservedLM(BaseLM):  # type: ignore[misc]  # DSPy is untyped
         if observer is None:
             return await super().acall(*args, **kwargs)
         call = observer.call(self, args, kwargs)
-        if call.replayed:
-            return call.outputs
-        async with call.areal():
-            call.outputs = await super().acall(*args, **call.kwargs)
+        async with call.aanswered() as is_answered:
+            if not is_answered:
+                async with call.areal():
+                    call.outputs = await super().acall(*args, **call.kwargs)
         return call.outputs
 
     def update_history(self, entry: dict[str, Any]) -> None:

@@ -23,6 +23,9 @@ _UNKEYED = frozenset(
 )
 """Call arguments that do not determine the answer (or do so apart, see `memo_body`)."""
 
+_INSIDE_REQUEST = "adaseek_inside_request"
+"""Key of DSPy's settings, set while a model makes a request: models may call models."""
+
 _ROLLOUTS_PER_REPLICATE = 1_000_003
 
 
@@ -70,13 +73,37 @@ class ObservedCall:
         self._key = key
         self._request: Request = self._recorder.open_request(lm)
         self._tracker = RequestTracker(dspy.settings.get("usage_tracker"))
-        self.replayed = self._replay()
         if isinstance(lm, dspy.LM):
             self.kwargs = self._cache_arguments(kwargs)
 
-    def _replay(self) -> bool:
-        memo = self._context.memo
-        record = memo.get(self._key) if memo is not None and self._key is not None else None
+    @contextlib.contextmanager
+    def answered(self) -> Iterator[bool]:
+        """Yields whether the memo answers; if not, make the request inside this block.
+
+        Waits while another thread is making an equal request.
+        """
+        memo, flights, key = self._context.memo, self._context.flights, self._key
+        if memo is None or key is None:
+            yield False
+        elif flights is None:
+            yield self._replay(memo.get(key))
+        else:
+            with flights.answer(memo, key, may_wait=not _inside_request()) as record:
+                yield self._replay(record)
+
+    @contextlib.asynccontextmanager
+    async def aanswered(self) -> AsyncIterator[bool]:
+        """As `answered`, while the event loop goes on."""
+        memo, flights, key = self._context.memo, self._context.flights, self._key
+        if memo is None or key is None:
+            yield False
+        elif flights is None:
+            yield self._replay(memo.get(key))
+        else:
+            async with flights.aanswer(memo, key, may_wait=not _inside_request()) as record:
+                yield self._replay(record)
+
+    def _replay(self, record: CallRecord | None) -> bool:
         if record is None:
             return False
         self.outputs = restored_outputs(record.outputs)
@@ -138,7 +165,8 @@ class ObservedCall:
         # LiteLLM asks a stream for its usage only if DSPy tracks usage. It changes the request by
         # `stream_options`, which no answer depends on; without it the run would seem free.
         streams = dspy.settings.get("send_stream") is not None
-        return {"usage_tracker": self._tracker, **({"track_usage": True} if streams else {})}
+        tracking = {"usage_tracker": self._tracker, _INSIDE_REQUEST: True}
+        return {**tracking, "track_usage": True} if streams else tracking
 
     def _finish(self) -> None:
         request = self._request
@@ -169,6 +197,10 @@ class ObservedCall:
         except (TypeError, ValueError):
             return  # a typed response object; it is asked for again next time
         memo.put(key, CallRecord(outputs, request.usage, request.duration_s, request.model))
+
+
+def _inside_request() -> bool:
+    return bool(dspy.settings.get(_INSIDE_REQUEST, False))
 
 
 def arguments(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:

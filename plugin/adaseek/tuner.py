@@ -23,6 +23,7 @@ from adaseek.cogs.base import Cog, CogContext, Completion, Proposer
 from adaseek.cogs.space import build_space
 from adaseek.errors import ConfigurationError, choices, require
 from adaseek.evaluation.base import Evaluation, RunContext, Task
+from adaseek.evaluation.flights import SingleFlight
 from adaseek.evaluation.gate import EndpointGate
 from adaseek.evaluation.journal import Journal
 from adaseek.evaluation.limits import Ledger, Limits
@@ -336,6 +337,7 @@ class Tuner:
             models=setup.menu.objects,
             rewards=self.rewards,
             memo=None if alone else journal,
+            flights=SingleFlight(),
             timeout_s=self.timeout_s,
             price=setup.price,
             gate=EndpointGate(self.concurrency),

@@ -173,6 +173,22 @@ def test_endpoint_down_half_way_keeps_everything_paid_for(tmp_path):
     assert program.num_runs + broken.spending.num_runs <= whole.spending.num_runs + 8
 
 
+def test_runs_that_share_a_memo_share_its_flights(tmp_path):
+    contexts = []
+
+    class Spied(ScriptedProgram):
+        def run(self, recipe, example, context):
+            contexts.append(context)
+            return super().run(recipe, example, context)
+
+    program = Spied(helpful)
+    tuner(run_dir=tmp_path, budget=100).tune(program, trainset=TRAIN, valset=VAL)
+    with_memo = [context for context in contexts if context.memo is not None]
+    assert len(with_memo) > 50
+    assert len({id(context.flights) for context in with_memo}) == 1
+    assert all(context.flights is not None for context in contexts)
+
+
 def test_validation_examples_are_never_used_in_the_search(tmp_path):
     seen: dict[str, list[str]] = {"search": [], "validation": []}
     phase = ["search"]

@@ -5,10 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
-from typing import Any, Protocol  # Any: framework objects pass through unseen
+from typing import TYPE_CHECKING, Any, Protocol  # Any: framework objects pass through unseen
 
 from adaseek.recipe import Recipe
 from adaseek.workflow import Call, Example, ModelRef, Score, Trace, Usage
+
+if TYPE_CHECKING:
+    from adaseek.evaluation.flights import SingleFlight
 
 __all__ = [
     "CallMemo",
@@ -64,13 +67,16 @@ class Gate(Protocol):
 @dataclass(frozen=True)
 class RunContext:
     """What one workflow run may use. Adapters get it; nothing in it is shared mutable state
-    but the memo and the gate.
+    but the memo, its flights and the gate.
 
     Attributes:
         models: model key (`ModelRef.key`) -> the framework's model object.
         rewards: name -> reward function of the user, for `best_of` ensembles.
         replicate: index of the repetition; a distinct rollout at temperature above zero.
         memo: answers of earlier requests, or None to call the model every time.
+        flights: makes equal requests of several threads one: an adapter that enters
+            `flights.answer(memo, key)` around each request never pays for one twice. None: each
+            thread asks for itself.
         use_cache: whether the framework's own response cache may answer.
         timeout_s: longest time for the run, or None.
         price: turns the usage of one call into USD, None if unknown.
@@ -81,6 +87,7 @@ class RunContext:
     rewards: Mapping[str, Any] = field(default_factory=dict)
     replicate: int = 0
     memo: CallMemo | None = None
+    flights: SingleFlight | None = None
     use_cache: bool = False
     timeout_s: float | None = None
     price: Callable[[ModelRef, Usage, float], float | None] | None = None

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import json
+import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
 from adaseek.evaluation.base import CallRecord, RunContext
+from adaseek.evaluation.flights import SingleFlight
+from adaseek.evaluation.gate import EndpointGate
 from adaseek.recipe import Ensemble, Recipe, Setting
 from adaseek.testing.loopback import LoopbackServer, Reply
 from adaseek.workflow import ModelRef, Trace, Usage
@@ -250,3 +255,111 @@ def test_dspys_own_cache_keeps_replicates_apart(
         for replicate in (0, 1, 1, 0):
             ran(two_steps, None, use_cache=True, replicate=replicate)
     assert len(server.requests) == 4
+
+
+def slowly(server: LoopbackServer, *, num_waiting: int) -> Callable[..., Reply]:
+    """Makes the server's first answer wait until `num_waiting` runs have looked for it."""
+    answer, lock, asked = server.answer, threading.Lock(), []
+
+    def slow(body: Any) -> Reply:
+        with lock:
+            asked.append(body)
+            is_first = len(asked) == 1
+        if is_first:
+            for _ in range(num_waiting):
+                assert looked.acquire(timeout=30)
+        return answer(body)
+
+    looked = threading.Semaphore(0)
+    server.answer = slow
+    return looked.release
+
+
+class Watched(Memo):
+    """A memo that tells when an answer is looked for and not found."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.missed: Callable[[], object] = lambda: None
+
+    def get(self, key: str) -> CallRecord | None:
+        found = super().get(key)
+        if found is None:
+            self.missed()
+        return found
+
+
+def test_two_runs_that_ask_the_same_at_once_pay_once(
+    two_steps: Any, lm: Any, server: LoopbackServer
+) -> None:
+    memo, flights = Watched(), SingleFlight()
+    memo.missed = slowly(server, num_waiting=2 + 1)  # the one that asks looks twice
+    other = Recipe({"c.predict": Setting(instructions="Other.")})
+    with ThreadPoolExecutor(2) as pool:
+        runs = [
+            pool.submit(
+                contextvars.copy_context().run, ran, two_steps, memo, recipe, flights=flights
+            )
+            for recipe in (Recipe(), other)
+        ]
+        traces = [run.result(timeout=60) for run in runs]
+    assert [trace.error for trace in traces] == [None, None]
+    assert len(server.requests) == 3  # the first step once, each second step
+    assert sorted(trace.calls[0].cached for trace in traces) == [False, True]
+    assert all(trace.calls[0].usage.input_tokens for trace in traces)
+
+
+def test_async_steps_that_ask_the_same_at_once_pay_once(
+    make_lm: Callable[..., Any], memo: Memo, server: LoopbackServer
+) -> None:
+    class Steps(dspy.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a = dspy.Predict("q -> x")
+
+        async def aforward(self, q: str) -> Any:
+            return (await asyncio.gather(*(self.a.acall(q=q) for _ in range(12))))[0]
+
+    with dspy.context(lm=make_lm(cache=True), callbacks=[]):
+        trace = ran(Steps(), memo, flights=SingleFlight(), gate=EndpointGate(default=1))
+    assert trace.output.x == "v-x"
+    assert len(server.requests) == 1
+    assert [call.cached for call in trace.calls].count(False) == 1
+
+
+def test_threads_of_a_program_that_ask_the_same_do_not_wait_for_each_other(
+    make_lm: Callable[..., Any], memo: Memo, server: LoopbackServer
+) -> None:
+    class Nested(dspy.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a = dspy.Predict("q -> x")
+
+        def forward(self, q: str) -> Any:
+            pairs = [(self.a, {"q": q})] * 3
+            with ThreadPoolExecutor(2) as pool:
+                done = [pool.submit(dspy.Parallel(num_threads=3), pairs) for _ in range(2)]
+                return done[0].result()[0]
+
+    with dspy.context(lm=make_lm(cache=True), callbacks=[]):
+        ensemble = Recipe({"a": Setting(ensemble=Ensemble(3))})
+        for recipe in (Recipe(), ensemble):
+            context = {"flights": SingleFlight(), "gate": EndpointGate(default=1)}
+            assert ran(Nested(), memo, recipe, **context).error is None
+    assert len(server.requests) == 1 + 3
+
+
+def test_a_model_that_calls_the_same_model_does_not_wait_for_itself(
+    make_lm: Callable[..., Any], memo: Memo, server: LoopbackServer
+) -> None:
+    class Twice(dspy.LM):
+        def forward(self, *args: Any, **kwargs: Any) -> Any:
+            if not dspy.settings.get("is_inner"):
+                with dspy.context(is_inner=True):
+                    self.__call__(*args, **kwargs)
+            return super().forward(*args, **kwargs)
+
+    inner = make_lm(temperature=0.0)
+    twice = Twice(inner.model, cache=False, **inner.kwargs)
+    with dspy.context(lm=twice, callbacks=[]):
+        assert ran(dspy.Predict("q -> x"), memo, flights=SingleFlight()).error is None
