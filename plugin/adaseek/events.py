@@ -91,7 +91,7 @@ class OptionsAdded:
 
 @dataclass(frozen=True)
 class Progress:
-    """Workflow runs used so far, how many of them came from the journal, and money paid."""
+    """Workflow runs finished so far, how many of them came from the journal, and money paid."""
 
     num_runs: int
     num_replayed: int

@@ -115,7 +115,9 @@ def advance(state: ProgressState, event: Event, *, now_s: float) -> ProgressStat
         case Progress():
             return _with_progress(state, event, now_s)
         case RunEnded():
-            return replace(state, ended=event, num_runs=event.num_runs, cost_usd=event.cost_usd)
+            # A batch that was broken off is not in the event's number, but its runs have ended.
+            num_runs = max(state.num_runs, event.num_runs)
+            return replace(state, ended=event, num_runs=num_runs, cost_usd=event.cost_usd)
         case _:
             return state
 

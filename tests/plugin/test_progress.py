@@ -69,6 +69,11 @@ SEARCH = (
 )
 
 
+def test_runs_of_an_unfinished_batch_are_not_taken_back_at_the_end():
+    state = after([PLAN, Progress(60, 0, 0.1), RunEnded("interrupted", 48, 0.1)])
+    assert state.num_runs == 60
+
+
 def test_best_values_come_from_completed_innermost_trials_only() -> None:
     unfit = [ended(7, 0.99, state=s) for s in ("eliminated", "infeasible", "failed", "duplicate")]
     state = after([*SEARCH, *unfit, ended(8, 0.95, layer=1)])

@@ -93,6 +93,7 @@ class Ledger:
         self._lock = threading.Lock()
         self._paid = paid or Usage()
         self._num_runs = 0
+        self._num_finished = 0
         self._num_replayed = 0
         self._costs = array("d", [] if estimate_usd is None else [estimate_usd])
         self._tokens = array("d")
@@ -103,6 +104,11 @@ class Ledger:
     def num_runs(self) -> int:
         """Workflow runs reserved so far, replayed ones included."""
         return self._num_runs
+
+    @property
+    def num_finished(self) -> int:
+        """How many of those have ended, replayed ones included."""
+        return self._num_finished
 
     @property
     def num_replayed(self) -> int:
@@ -148,6 +154,11 @@ class Ledger:
         """Gives back reserved runs that were not done."""
         with self._lock:
             self._num_runs -= num_runs
+
+    def finish(self, num_runs: int = 1) -> None:
+        """Counts reserved runs that have ended, replayed ones too."""
+        with self._lock:
+            self._num_finished += num_runs
 
     def afford(self, num_runs: int) -> None:
         """Raises unless the money, tokens and time for `num_runs` new runs are left.

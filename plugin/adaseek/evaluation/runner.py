@@ -141,6 +141,7 @@ class Runner:
     def _accept_replayed(self, evaluations: Sequence[Evaluation]) -> None:
         for evaluation in evaluations:
             self._ledger.observe(evaluation.usage, replayed=True)
+            self._ledger.finish()
             self._count_error(evaluation)
         if evaluations:
             self._report()
@@ -250,6 +251,7 @@ class Runner:
             raise outcome
         if outcome is not None:
             done[key] = outcome
+            self._ledger.finish()
             self._count_error(outcome)
             self._report()
 
@@ -315,7 +317,8 @@ class Runner:
     def _report(self) -> None:
         if self._listener is not None:
             ledger = self._ledger
-            self._listener(Progress(ledger.num_runs, ledger.num_replayed, ledger.paid.cost_usd))
+            paid = ledger.paid.cost_usd
+            self._listener(Progress(ledger.num_finished, ledger.num_replayed, paid))
 
 
 @dataclass

@@ -369,10 +369,12 @@ def test_listener_hears_of_every_run_in_the_callers_thread(
 
     Runner(run=answer, metric=metric, journal=journal)([task(1)])
     with Runner(run=answer, metric=metric, journal=journal, listener=listen) as runner:
-        runner([task(1), task(2)])
+        runner([task(1), task(2), task(3)])
+    # Three runs are reserved from the start; told is what has ended.
     assert [(e.num_runs, e.num_replayed) for e in heard if isinstance(e, Progress)] == [
+        (1, 1),
         (2, 1),
-        (2, 1),
+        (3, 1),
     ]
     assert threads == {threading.current_thread()}
 
