@@ -41,7 +41,7 @@ from adaseek.plugins import load_plugins
 from adaseek.program import Program
 from adaseek.recipe import Demo, Recipe, Setting
 from adaseek.testing.loopback import LoopbackServer, Reply, echo
-from adaseek.workflow import Example, ModelRef, Trace, Workflow
+from adaseek.workflow import Example, ModelRef, Step, Trace, Workflow
 
 __all__ = ["DEMO", "INSTRUCTIONS", "MODELS", "AdapterConformance", "marking_recipe"]
 
@@ -60,9 +60,10 @@ def marking_recipe(workflow: Workflow, model: ModelRef) -> Recipe:
     return Recipe({step.id: _marked(step, model) for step in workflow.lm_steps()}).bind(workflow)
 
 
-def _marked(step: Any, model: ModelRef) -> Setting:
+def _marked(step: Step, model: ModelRef) -> Setting:
     fields = step.signature.fields if step.signature else ()
-    demo = Demo({f.name: f"{DEMO} {f.name}" for f in fields})
+    # Of texts only: what a tool call or a typed field may hold, the suite cannot know.
+    demo = Demo({f.name: f"{DEMO} {f.name}" for f in fields if f.type == "str"})
     return Setting(
         instructions=INSTRUCTIONS if "instructions" in step.allowed else None,
         demos=(demo,) if "few_shot" in step.allowed else None,
