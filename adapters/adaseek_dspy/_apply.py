@@ -81,6 +81,7 @@ def apply_to_copy(
     """Returns `program` under `recipe`; `workflow` is checked against, if it is given."""
     if workflow is not None:
         recipe.check(workflow)
+    recipe.check_rewards(rewards)
     found = walk(program)
     model_menu = Models(models)
     copied = copy_program(program, found)
@@ -142,16 +143,7 @@ class _Applier:
             members,
             aggregate=ensemble.aggregate,
             judge=judge,
-            reward=self._reward(step, ensemble) if ensemble.aggregate == "best_of" else None,
-        )
-
-    def _reward(self, step: str, ensemble: Ensemble) -> Any:
-        if ensemble.reward in self._rewards:
-            return self._rewards[ensemble.reward]
-        raise ConfigurationError(
-            f"The ensemble at step `{step}` takes the answer that the reward function "
-            f"'{ensemble.reward}' rates highest, but `rewards` has "
-            f"{choices(self._rewards) or 'none'}. Pass it in `rewards`."
+            reward=self._rewards[ensemble.reward] if ensemble.aggregate == "best_of" else None,
         )
 
     def _apply(self, step: str, predictor: Any, setting: Setting) -> Any:

@@ -41,14 +41,18 @@ def adaseek_translate(obj: Any, options: Mapping[str, Any]) -> Workflow | None:
 
 @hookimpl
 def adaseek_apply(
-    obj: Any, workflow: Workflow, recipe: Recipe, models: Mapping[str, Any]
+    obj: Any,
+    workflow: Workflow,
+    recipe: Recipe,
+    models: Mapping[str, Any],
+    rewards: Mapping[str, Callable[..., Any]],
 ) -> Any | None:
     from adaseek_dspy._apply import apply_to_copy
     from adaseek_dspy._translate import is_program
 
     if not is_program(obj):
         return None
-    return apply_to_copy(obj, recipe, models=models, rewards={}, workflow=workflow).program
+    return apply_to_copy(obj, recipe, models=models, rewards=rewards, workflow=workflow).program
 
 
 @hookimpl

@@ -38,12 +38,19 @@ class Specs:
 
     @hookspec(firstresult=True)
     def adaseek_apply(
-        self, obj: Any, workflow: Workflow, recipe: Recipe, models: Mapping[str, Any]
+        self,
+        obj: Any,
+        workflow: Workflow,
+        recipe: Recipe,
+        models: Mapping[str, Any],
+        rewards: Mapping[str, Callable[..., Any]],
     ) -> Any:
         """Returns a copy of `obj` that behaves as `recipe` says; never changes `obj`.
 
         `models` maps model keys to the framework's model objects; a model that it lacks is built
-        from the reference. Applying an empty recipe sends byte-identical requests.
+        from the reference. `rewards` maps names to the user's reward functions, for ensembles
+        that take the best of their answers; the caller has checked that none is missing. Applying
+        an empty recipe sends byte-identical requests.
 
         Raises:
             RecipeMismatchError: if the recipe was made for another program.

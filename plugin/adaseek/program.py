@@ -64,11 +64,26 @@ class Program:
         )
         return trace
 
-    def apply(self, recipe: Recipe, models: Mapping[str, Any]) -> Any:
-        """Returns a tuned copy of the user's object."""
+    def apply(
+        self,
+        recipe: Recipe,
+        models: Mapping[str, Any],
+        rewards: Mapping[str, Callable[..., Any]] | None = None,
+    ) -> Any:
+        """Returns a tuned copy of the user's object.
+
+        Raises:
+            RecipeMismatchError: if the recipe was made for another program.
+            ConfigurationError: if a reward function that it needs is not in `rewards`.
+        """
         recipe.check(self.workflow)
+        recipe.check_rewards(rewards or {})
         return self._hook.adaseek_apply(
-            obj=self.obj, workflow=self.workflow, recipe=recipe, models=models
+            obj=self.obj,
+            workflow=self.workflow,
+            recipe=recipe,
+            models=models,
+            rewards=rewards or {},
         )
 
     def metric(self, metric: Callable[..., Any]) -> Metric:

@@ -231,6 +231,22 @@ class Recipe:
                 + "\nTune again, or apply it to the program it was made for."
             )
 
+    def check_rewards(self, rewards: Iterable[str]) -> None:
+        """Raises unless every reward function that an ensemble asks for is among `rewards`.
+
+        Raises:
+            ConfigurationError: naming the first step whose reward is missing.
+        """
+        known = sorted(rewards)
+        for step, reward in _wanted_rewards(self.settings):
+            if reward not in known:
+                raise ConfigurationError(
+                    f"The ensemble at step `{step}` takes the answer that the reward function "
+                    f"'{reward}' rates highest, but `rewards` has {choices(known) or 'none'}. "
+                    f"Pass it in `rewards` as {{'{reward}': function}}, or on the command line as "
+                    f"--reward {reward}=MODULE:FN."
+                )
+
     def diff(self, other: Recipe) -> tuple[str, ...]:
         """Returns one readable line per setting that differs from `other`, by step."""
         lines: list[str] = []
@@ -332,6 +348,14 @@ def _without(setting: Setting, example_id: str) -> Setting:
     if any(steps[name] is not step for name, step in (setting.steps or {}).items()):
         setting = replace(setting, steps=steps)
     return setting
+
+
+def _wanted_rewards(settings: Mapping[str, Setting]) -> Iterable[tuple[str, str]]:
+    """Yields step and name of every reward function that is needed, inside replaced steps too."""
+    for step, setting in settings.items():
+        if setting.ensemble is not None and setting.ensemble.aggregate == "best_of":
+            yield step, setting.ensemble.reward
+        yield from _wanted_rewards(setting.steps or {})
 
 
 def _differences(recipe: Recipe, steps: Mapping[str, Step]) -> Iterable[str]:

@@ -172,6 +172,7 @@ class Tuner:
         with ExitStack() as resources:
             setup = self._set_up(program, resources)
             recipe.check(setup.program.workflow)
+            recipe.check_rewards(self.rewards)
             wanted = setup.program.examples("examples", examples)
             require(bool(wanted), "examples", examples, "must hold at least one example")
             folder = Path(resources.enter_context(TemporaryDirectory(prefix="adaseek-")))

@@ -25,11 +25,11 @@ from adaseek.search.base import Constraint
 from adaseek.workflow import Edge, Example, Field, ModelRef, Signature, Step, Workflow
 
 OPTIONS = {
-    "tune": "--train --val --metric --inputs --model --prices --seed --threads --budget --auto "
-    "--objectives --constraint --max-cost-usd --max-seconds --run-dir --no-instructions --quiet "
-    "--debug --help",
-    "evaluate": "--data --metric --inputs --model --prices --seed --threads --recipe --json "
-    "--debug --help",
+    "tune": "--train --val --metric --inputs --model --prices --reward --seed --threads "
+    "--budget --auto --objectives --constraint --max-cost-usd --max-seconds --run-dir "
+    "--no-instructions --quiet --debug --help",
+    "evaluate": "--data --metric --inputs --model --prices --reward --seed --threads --recipe "
+    "--json --debug --help",
     "inspect": "--json --mermaid --probe --debug --help",
     "report": "--output --debug --help",
 }
@@ -238,11 +238,12 @@ def test_tune_hands_everything_to_the_tuner(run: Run, tuner: FakeTuner, folder: 
         *("--model", "a@http://127.0.0.1:8000/v1", "--model", "b", "--prices", "prices.json"),
         *("--seed", "5", "--threads", "3", "--max-cost-usd", "2.5", "--max-seconds", "60"),
         *("--run-dir", "runs/x", "--constraint", "cost<=0.01", "--constraint", "latency<=0.8x"),
-        "--quiet",
+        *("--reward", "exact=qa_program:metric", "--quiet"),
     )
     assert run(*TUNE, *options).code == 0
     settings = tuner.settings
     assert settings.pop("metric").__name__ == "metric"
+    assert settings.pop("rewards").keys() == {"exact"}
     assert settings == {
         "models": ["a@http://127.0.0.1:8000/v1", "b"],
         "prices": {"big": {"input": 1.0, "output": 2.0}},
@@ -497,6 +498,18 @@ def test_bounds_are_read(text: str, expected: Constraint) -> None:
 def test_other_bounds_are_refused(text: str) -> None:
     with pytest.raises(ConfigurationError, match="--constraint"):
         load.parse_constraint(text)
+
+
+@pytest.mark.parametrize(
+    "specs", [["metric"], ["=app.py:metric"], ["a=nowhere"], ["a=json:dumps", "a=json:loads"]]
+)
+def test_rewards_that_cannot_be_found_are_refused(specs: list[str]) -> None:
+    with pytest.raises(ConfigurationError, match="--reward"):
+        load.rewards(specs)
+
+
+def test_rewards_are_read_by_name() -> None:
+    assert load.rewards(["a=json:dumps", "b=json:loads"]) == {"a": json.dumps, "b": json.loads}
 
 
 @pytest.mark.parametrize("text", ["{", "[1]"])

@@ -183,6 +183,18 @@ def test_an_unbound_recipe_is_refused_by_a_workflow_without_its_step() -> None:
         Recipe({"rerank#0": Setting(reasoning="plan")}).check(workflow())
 
 
+@pytest.mark.parametrize("nested", [False, True])
+def test_a_reward_that_is_missing_is_refused_with_those_there_are(nested: bool) -> None:
+    best = Setting(ensemble=Ensemble(3, "best_of", reward="short"))
+    recipe = Recipe({"answer": Setting(steps={"first": best}) if nested else best})
+    recipe.check_rewards({"short": len})
+    Recipe({"answer": Setting(ensemble=Ensemble(3))}).check_rewards({})
+    with pytest.raises(ConfigurationError, match="'short' rates highest, but `rewards` has none"):
+        recipe.check_rewards({})
+    with pytest.raises(ConfigurationError, match="'long', 'wide'"):
+        recipe.check_rewards({"wide": len, "long": len})
+
+
 def test_diff_names_step_setting_and_both_values() -> None:
     one = Recipe({"qa": Setting(reasoning="plan", instructions="a" * 200)})
     two = Recipe({"qa": Setting(reasoning="off"), "x": Setting(params={"top_p": 0.5})})

@@ -23,7 +23,7 @@ from adaseek.errors import (
     TooManyErrorsError,
     TranslationError,
 )
-from adaseek.recipe import Recipe
+from adaseek.recipe import Ensemble, Recipe, Setting
 from adaseek.result import TuningResult
 from adaseek.search.base import Constraint
 from adaseek.testing.scripted import ScriptedAdapter, ScriptedOutcome, ScriptedProgram
@@ -332,6 +332,16 @@ def test_evaluate_compares_a_recipe_with_the_original_on_held_out_examples(tmp_p
     held = tuner().evaluate(ScriptedProgram(helpful), result.recipe, test)
     assert held.difference["quality"].low > 0
     assert held.tuned["quality"].num == 60
+
+
+def test_evaluate_refuses_a_recipe_whose_reward_is_missing_before_any_run():
+    program = ScriptedProgram(helpful)
+    recipe = Recipe({"answer": Setting(ensemble=Ensemble(3, "best_of", reward="short"))})
+    with pytest.raises(ConfigurationError, match="'short' rates highest"):
+        tuner().evaluate(program, recipe, VAL)
+    assert program.num_runs == 0
+    held = tuner(rewards={"short": len}).evaluate(program, recipe, VAL)
+    assert held.tuned["quality"].num == len(VAL)
 
 
 SCRIPT = """

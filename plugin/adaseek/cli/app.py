@@ -111,6 +111,14 @@ def _evaluation_options(command: Callable[..., Any]) -> Callable[..., Any]:
             metavar="FILE",
             help='JSON: {"model": {"input": USD per 1M tokens, "output": ...}}.',
         ),
+        click.option(
+            "--reward",
+            "rewards",
+            multiple=True,
+            metavar="NAME=MODULE:FN",
+            help="A function that rates answers, for ensembles that take the best of theirs. "
+            "May be given several times.",
+        ),
         click.option("--seed", type=int, default=0, show_default=True),
         click.option(
             "--threads", type=int, default=8, show_default=True, help="Workflow runs at once."
@@ -176,6 +184,7 @@ def tune(
     inputs: str | None,
     models: tuple[str, ...],
     prices: Path | None,
+    rewards: tuple[str, ...],
     seed: int,
     threads: int,
     constraints: tuple[str, ...],
@@ -197,6 +206,7 @@ def tune(
         load.function(metric, "--metric"),
         models=list(models),
         prices=load.prices(prices),
+        rewards=load.rewards(rewards),
         seed=seed,
         num_threads=threads,
         constraints=[load.parse_constraint(text) for text in constraints] or None,
@@ -239,6 +249,7 @@ def evaluate(
     inputs: str | None,
     models: tuple[str, ...],
     prices: Path | None,
+    rewards: tuple[str, ...],
     seed: int,
     threads: int,
     recipe: str | None,
@@ -255,6 +266,7 @@ def evaluate(
         load.function(metric, "--metric"),
         models=list(models),
         prices=load.prices(prices),
+        rewards=load.rewards(rewards),
         seed=seed,
         num_threads=threads,
         verbose=False,

@@ -20,7 +20,7 @@ from adaseek.plugins import load_plugins
 from adaseek.search.base import OBJECTIVES, Constraint, Objective
 from adaseek.workflow import Example
 
-__all__ = ["function", "parse_constraint", "prices", "program", "read_examples"]
+__all__ = ["function", "parse_constraint", "prices", "program", "read_examples", "rewards"]
 
 _CONSTRAINT = re.compile(r"\s*(\w+)\s*(<=|>=)\s*([0-9.]+(?:e[-+]?\d+)?)(x?)\s*", re.IGNORECASE)
 
@@ -105,6 +105,21 @@ def prices(path: Path | None) -> Mapping[str, Mapping[str, float]] | None:
         raise ConfigurationError(f"`--prices` is {str(path)!r}, but not JSON: {error}.") from None
     require(isinstance(body, dict), "--prices", str(path), "must hold a JSON object")
     return cast(Mapping[str, Mapping[str, float]], body)
+
+
+def rewards(specs: Sequence[str]) -> dict[str, Callable[..., Any]]:
+    """Returns the reward functions that `NAME=MODULE:FN` texts name.
+
+    Raises:
+        ConfigurationError: for another form, a name given twice, or a function that is not there.
+    """
+    found: dict[str, Callable[..., Any]] = {}
+    for spec in specs:
+        name, separator, source = spec.partition("=")
+        require(bool(separator and name), "--reward", spec, "must look like NAME=MODULE:FN")
+        require(name not in found, "--reward", spec, f"'{name}' must be given once")
+        found[name] = function(source, "--reward")
+    return found
 
 
 def parse_constraint(text: str) -> Constraint:

@@ -10,13 +10,15 @@ from typing import Any
 import pytest
 from adaseek.errors import ConfigurationError
 from adaseek.evaluation.base import RunContext
+from adaseek.plugins import load_plugins
+from adaseek.program import Program
 from adaseek.recipe import Demo, Ensemble, Recipe, Setting
 from adaseek.testing.loopback import LoopbackServer, Reply
 from adaseek.workflow import ModelRef
 
 dspy = pytest.importorskip("dspy")
 
-from adaseek_dspy import apply, translate  # noqa: E402
+from adaseek_dspy import _hooks, apply, translate  # noqa: E402
 from adaseek_dspy._convert import core_example  # noqa: E402
 from adaseek_dspy._run import run  # noqa: E402
 
@@ -141,8 +143,13 @@ def test_best_of_takes_what_the_reward_rates_highest(
     assert apply(program, best, rewards=rewards)(q="?").a == "the longest"
     context = RunContext(rewards=rewards)
     assert run(program, translate(program), best, EXAMPLE, context).output.a == "the longest"
-    with pytest.raises(ConfigurationError, match="'length'"):
-        apply(program, best)
+    bound = Program(program, load_plugins([_hooks]))
+    assert bound.apply(best, {}, rewards)(q="?").a == "the longest"
+    server.clear()
+    for refused in (lambda: apply(program, best), lambda: bound.apply(best, {})):
+        with pytest.raises(ConfigurationError, match="'length' rates highest, but `rewards` has"):
+            refused()
+    assert server.requests == ()
 
 
 def test_a_member_that_gives_no_usable_answer_is_left_out(

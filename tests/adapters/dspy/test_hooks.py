@@ -43,7 +43,9 @@ def test_a_program_goes_through_every_hook(hook: Any, two_steps: Any, lm: Any) -
     )
     metric = hook.adaseek_metric(obj=two_steps, metric=lambda e, p, t=None: e.y == p.y)
     assert metric(example, trace).value == 1.0
-    tuned = hook.adaseek_apply(obj=two_steps, workflow=workflow, recipe=recipe, models={})
+    tuned = hook.adaseek_apply(
+        obj=two_steps, workflow=workflow, recipe=recipe, models={}, rewards={}
+    )
     assert tuned.a.signature.instructions == "New."
     assert len(hook.adaseek_probe(obj=two_steps, workflow=workflow)) == 4
 
