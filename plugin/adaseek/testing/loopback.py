@@ -34,6 +34,7 @@ class Reply:
         before_chunk: called with the index of each chunk of a stream before it is sent; may wait,
             so that a test can tell a stream that passes through from one that is collected.
         num_chunks: breaks the connection after this many chunks of a stream.
+        tells_usage: whether the answer reports its tokens; some servers do not.
     """
 
     text: str = ""
@@ -42,6 +43,7 @@ class Reply:
     delay_s: float = 0.0
     before_chunk: Callable[[int], object] | None = None
     num_chunks: int | None = None
+    tells_usage: bool = True
 
 
 @dataclass(frozen=True)
@@ -260,14 +262,14 @@ def _completion(
         {"index": i, "message": message, "finish_reason": reason, "logprobs": None}
         for i in range(num_answers)
     ]
-    return {
+    completion = {
         "id": "cmpl-1",
         "object": "chat.completion",
         "created": 1,
         "model": body.get("model"),
         "choices": choices,
-        "usage": _wire_usage(usage),
     }
+    return {**completion, "usage": _wire_usage(usage)} if reply.tells_usage else completion
 
 
 def _chunks(body: Body, reply: Reply, usage: Mapping[str, int]) -> list[dict[str, Any] | str]:
@@ -287,6 +289,6 @@ def _chunks(body: Body, reply: Reply, usage: Mapping[str, int]) -> list[dict[str
     ]
     reason = "tool_calls" if reply.tool_calls else "stop"
     chunks.append({**base, "choices": [{"index": 0, "delta": {}, "finish_reason": reason}]})
-    if (body.get("stream_options") or {}).get("include_usage"):
+    if (body.get("stream_options") or {}).get("include_usage") and reply.tells_usage:
         chunks.append({**base, "choices": [], "usage": _wire_usage(usage)})
     return [*chunks, "[DONE]"]

@@ -176,3 +176,10 @@ def test_a_client_that_goes_away_leaves_no_traceback(
     post(server, HELLO)
     sent.wait(timeout=1)
     assert "Traceback" not in capfd.readouterr().err
+
+
+def test_a_server_can_keep_its_usage_to_itself(server: LoopbackServer) -> None:
+    server.answer = lambda body: Reply("hello", tells_usage=False)
+    assert "usage" not in post(server, HELLO).json()
+    options = {"stream": True, "stream_options": {"include_usage": True}}
+    assert "usage" not in post(server, {**HELLO, **options}).text
