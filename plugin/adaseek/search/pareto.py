@@ -15,6 +15,9 @@ __all__ = ["dominates", "front", "hypervolume", "hypervolume_contributions", "ra
 
 Points = NDArray[np.float64]  # [num_points, num_objectives], smaller is better
 
+_MOST_EXACT = 32
+_NUM_DIRECTIONS = 512
+
 
 def dominates(a: Sequence[float], b: Sequence[float]) -> bool:
     """Returns whether `a` is nowhere worse than `b` and somewhere better."""
@@ -56,18 +59,21 @@ def hypervolume(points: Points, reference: Sequence[float] | NDArray[np.float64]
     """
     bound = np.asarray(reference, dtype=np.float64)
     inside = points[(points < bound).all(axis=1)] if len(points) else points
-    if not len(inside):
+    return _volume(inside[front(inside)], bound)
+
+
+def _volume(points: Points, bound: NDArray[np.float64]) -> float:
+    """Returns the volume between `bound` and `points`, all of them strictly inside it."""
+    if not len(points):
         return 0.0
-    if inside.shape[1] == 1:
-        return float(bound[0] - inside.min())
-    inside = inside[np.argsort(inside[:, -1], kind="stable")]
-    if inside.shape[1] == 2:
-        lowest = np.minimum.accumulate(inside[:, 0])
-        return float(((bound[0] - lowest) * np.diff(inside[:, 1], append=bound[1])).sum())
-    upper = np.append(inside[1:, -1], bound[-1])
-    depths = upper - inside[:, -1]
+    if points.shape[1] == 1:
+        return float(bound[0] - points.min())
+    points = points[np.argsort(points[:, -1], kind="stable")]
+    depths = np.append(points[1:, -1], bound[-1]) - points[:, -1]
+    if points.shape[1] == 2:
+        return float(((bound[0] - np.minimum.accumulate(points[:, 0])) * depths).sum())
     slices = (
-        depth * hypervolume(inside[: i + 1, :-1], bound[:-1])
+        depth * _volume(points[: i + 1, :-1], bound[:-1])
         for i, depth in enumerate(depths)
         if depth > 0
     )
@@ -75,9 +81,30 @@ def hypervolume(points: Points, reference: Sequence[float] | NDArray[np.float64]
 
 
 def hypervolume_contributions(points: Points, reference: Sequence[float]) -> NDArray[np.float64]:
-    """Returns [num_points] float: the hypervolume that would be lost without each point."""
+    """Returns [num_points] float: the hypervolume that would be lost without each point.
+
+    Of more than `_MOST_EXACT` points each gets its share of the volume estimated by random
+    scalarisation: the directions from `reference` in which it reaches farthest.
+    Source: Golovin and Zhang, ICML 2020.
+    """
+    if len(points) > _MOST_EXACT:
+        return _shares(points, np.asarray(reference, dtype=np.float64))
     total = hypervolume(points, reference)
     alone = [
         total - hypervolume(np.delete(points, i, axis=0), reference) for i in range(len(points))
     ]
     return np.asarray(alone, dtype=np.float64)
+
+
+def _shares(points: Points, bound: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Returns [num_points] float: the mean over directions of what a point adds to the reach."""
+    dimension = points.shape[1]
+    directions = np.abs(np.random.default_rng(0).normal(size=(_NUM_DIRECTIONS, dimension)))
+    directions /= np.linalg.norm(directions, axis=1, keepdims=True)
+    reach = ((bound - points)[:, None, :] / directions).min(axis=2).clip(min=0.0)
+    volume = reach**dimension  # [num_points, num_directions]
+    second, first = np.sort(volume, axis=0)[-2:]
+    best = volume.argmax(axis=0)
+    lost = np.zeros(len(points))
+    np.add.at(lost, best, first - second)
+    return lost / _NUM_DIRECTIONS

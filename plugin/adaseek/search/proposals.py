@@ -13,7 +13,8 @@ from optuna.study import StudyDirection
 from optuna.trial import TrialState
 
 from adaseek.search.base import Config, Objective, Space
-from adaseek.search.sampler import NUM_EXAMPLES, VIOLATION, Coder
+from adaseek.search.coder import Coder
+from adaseek.search.history import NUM_EXAMPLES, VIOLATION
 
 __all__ = ["Proposal", "Proposals"]
 
@@ -108,7 +109,7 @@ class Proposals:
     def _draw_new(self, fixed: Config, used: set[Hashable]) -> Proposal | None:
         """Returns a random proposal whose identity is not in `used`, or None if none is found."""
         coder = Coder(self._space())
-        codes = coder.candidates(fixed, 512, self._rng, avoid=coder.encode([]))
+        codes = coder.candidates(fixed, 512, self._rng)
         for row in self._rng.permutation(codes):
             config = coder.decode(row)
             if self._identity(config) not in used:

@@ -38,6 +38,9 @@ class Record:
     _means: dict[tuple[Objective, int], float] = field(
         default_factory=dict, repr=False, compare=False
     )
+    _judgement: tuple[tuple[int, int], NDArray[np.float64], float] | None = field(
+        default=None, repr=False, compare=False
+    )
 
     @property
     def num_failed(self) -> int:
@@ -62,6 +65,9 @@ class Archive:
         self.constraints = tuple(constraints)
         self.failure_score = failure_score
         self.records: list[Record] = []
+        self._front: list[Record] = []
+        self._num_read = 0
+        self._open: list[Record] = []
 
     @property
     def original(self) -> Record:
@@ -110,8 +116,7 @@ class Archive:
         Quality is pulled towards the original's by a prior worth four examples, so that a lucky
         mean of few examples does not win (the winner's curse).
         """
-        values = [self._value(record, objective) for objective in self.objectives]
-        return np.asarray(np.nan_to_num(np.asarray(values), nan=np.inf, posinf=np.inf))
+        return self._judge(record)[0]
 
     def points(self, records: Sequence[Record]) -> NDArray[np.float64]:
         """Returns [num_records, num_objectives] float: the points of `records`."""
@@ -129,7 +134,7 @@ class Archive:
 
         The violation of a bound is the excess relative to the bound's size; they add up.
         """
-        return sum(self._excess(record, constraint) for constraint in self.constraints)
+        return self._judge(record)[1]
 
     def is_feasible(self, record: Record) -> bool:
         return self.violation(record) <= 0
@@ -148,8 +153,16 @@ class Archive:
 
         Uses plain means over all examples, without the prior: what is reported is what was seen.
         """
-        candidates = self.records if records is None else records
-        complete = [r for r in candidates if r.state == "complete" and self.is_feasible(r)]
+        if records is not None or self.original.state != "complete":
+            return self._best_of(self.records if records is None else records)
+        # A complete record never changes: whoever was dominated stays so.
+        if complete := self._newly_complete():
+            self._front = self._best_of([*self._front, *complete])
+            self._front.sort(key=lambda r: r.number)
+        return list(self._front)
+
+    def _best_of(self, records: Sequence[Record]) -> list[Record]:
+        complete = [r for r in records if r.state == "complete" and self.is_feasible(r)]
         if not complete:
             return []
         means = np.asarray([self._means(record) for record in complete])
@@ -192,6 +205,23 @@ class Archive:
         points = self.normalised(feasible)
         alone = [pareto.hypervolume(points[i : i + 1], reference) for i in range(len(points))]
         return feasible[int(np.argmax(alone))]
+
+    def _judge(self, record: Record) -> tuple[NDArray[np.float64], float]:
+        """Returns point and violation of `record`, computed once per number of outcomes."""
+        sizes = (len(record.outcomes), len(self.original.outcomes))
+        if record._judgement is None or record._judgement[0] != sizes:
+            values = [self._value(record, objective) for objective in self.objectives]
+            point = np.nan_to_num(np.asarray(values), nan=np.inf, posinf=np.inf)
+            violation = sum(self._excess(record, constraint) for constraint in self.constraints)
+            record._judgement = (sizes, point, violation)
+        return record._judgement[1], record._judgement[2]
+
+    def _newly_complete(self) -> list[Record]:
+        """Returns the records that completed since this was last asked."""
+        records = [*self._open, *self.records[self._num_read :]]
+        self._num_read = len(self.records)
+        self._open = [r for r in records if r.state != "complete"]
+        return [r for r in records if r.state == "complete"]
 
     def _means(self, record: Record) -> list[float]:
         signs = {"quality": -1.0, "cost": 1.0, "latency": 1.0}

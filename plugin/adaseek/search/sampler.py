@@ -4,36 +4,34 @@ Source: TPE (Bergstra et al., NeurIPS 2011; multi-objective form: Ozaki et al., 
 for tens of trials, where we differ from Optuna's own: the good set never has fewer than two
 members, a trial that saw more examples weighs more, configs already tried or pending are never
 proposed again, and the start is a balanced design instead of random draws.
+
+A proposal costs the same after ten thousand trials as after five hundred: trials are encoded once,
+and the densities are made from at most `_MOST_GOOD` and `_MOST_BAD` of them.
 """
 
 from __future__ import annotations
 
-import itertools
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any  # Any: Optuna's own parameter values
 
 import numpy as np
 from numpy.typing import NDArray
 from optuna.distributions import BaseDistribution, CategoricalDistribution
 from optuna.samplers import BaseSampler
-from optuna.study import Study, StudyDirection
-from optuna.trial import FrozenTrial, TrialState
+from optuna.study import Study
+from optuna.trial import FrozenTrial
 
 from adaseek.search import pareto
 from adaseek.search.base import Space
+from adaseek.search.coder import INACTIVE, Coder, Codes
+from adaseek.search.history import NUM_EXAMPLES, VIOLATION, History
 
-__all__ = ["NUM_EXAMPLES", "VIOLATION", "CategoricalTPESampler", "Coder"]
-
-VIOLATION = "adaseek:violation"
-"""User attribute of a trial: how much it breaks the constraints (0: feasible)."""
-NUM_EXAMPLES = "adaseek:num_examples"
-"""User attribute of a trial: how many examples its values are a mean of."""
+__all__ = ["NUM_EXAMPLES", "VIOLATION", "CategoricalTPESampler"]
 
 _FIXED = "fixed_params"  # where Study.enqueue_trial keeps the values it was given
-_INACTIVE = -1
-
-Codes = NDArray[np.int64]  # [num_configs, num_dimensions]: option index, -1 if inactive
+_MOST_GOOD = 64
+_MOST_BAD = 512
 
 
 class CategoricalTPESampler(BaseSampler):
@@ -65,6 +63,8 @@ class CategoricalTPESampler(BaseSampler):
         self._gamma = gamma
         self._prior_weight = prior_weight
         self._num_candidates = num_candidates
+        self._coder: Coder | None = None
+        self._history: History | None = None
 
     def reseed_rng(self) -> None:
         self._rng = np.random.default_rng()
@@ -78,33 +78,23 @@ class CategoricalTPESampler(BaseSampler):
     def sample_relative(
         self, study: Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
     ) -> dict[str, Any]:
-        coder = Coder(self._space())
+        coder, history = self._update(study, trial)
         fixed: Mapping[str, str] = trial.system_attrs.get(_FIXED, {})
-        tried = study.get_trials(deepcopy=False)
-        others = [t for t in tried if t.number != trial.number and t.params]
-        seen = [t for t in others if t.state in (TrialState.COMPLETE, TrialState.RUNNING)]
-        codes = coder.encode([t.params for t in seen])
-        avoid = coder.encode([t.params for t in others])
-        done = np.asarray([t.state == TrialState.COMPLETE for t in seen], dtype=bool)
-        candidates = coder.candidates(fixed, self._num_candidates, self._rng, avoid=avoid)
+        candidates = coder.candidates(fixed, self._num_candidates, self._rng, avoid=history.tried)
         if not len(candidates):
             candidates = coder.draw(fixed, 1, self._rng)
-        if int(done.sum()) < self._startup(coder):
-            return coder.decode(_most_balanced(candidates, codes, self._rng))
-        finished = [t for t, is_done in zip(seen, done, strict=True) if is_done]
-        num_good = max(2, math.ceil(self._gamma * len(finished)))
-        order = _ranked(finished, study.directions, num_good)
-        done_codes, weights = codes[done], _weights(finished)
-        good, bad = order[:num_good], order[num_good:]
+        if len(history.codes) < self._startup(coder):
+            seen = np.concatenate([history.codes, history.pending])
+            return coder.decode(_most_balanced(candidates, seen, self._rng))
+        good, bad = self._split(history)
+        centres = history.codes[good]
+        drawn = coder.draw_near(centres, fixed, self._num_candidates, self._rng, self._prior_weight)
+        candidates = np.concatenate([candidates, coder.unseen(drawn, history.tried)])
         # Pending trials count as bad: a batch spreads out instead of proposing one point twice.
-        bad_codes = np.concatenate([done_codes[bad], codes[~done]])
-        bad_weights = np.concatenate([weights[bad], np.ones(int((~done).sum()))])
-        drawn = coder.draw_near(
-            done_codes[good], fixed, self._num_candidates, self._rng, self._prior_weight
-        )
-        candidates = coder.unseen(np.concatenate([candidates, drawn]), avoid, fallback=candidates)
-        ratio = self._log_density(coder, candidates, done_codes[good], weights[good])
-        ratio -= self._log_density(coder, candidates, bad_codes, bad_weights)
+        others = np.concatenate([history.codes[bad], history.pending])
+        weights = np.append(history.weights[bad], np.ones(len(history.pending)))
+        ratio = self._log_density(coder, candidates, centres, history.weights[good])
+        ratio -= self._log_density(coder, candidates, others, weights)
         best = np.flatnonzero(ratio >= ratio.max() - 1e-12)
         return coder.decode(candidates[int(self._rng.choice(best))])
 
@@ -121,6 +111,29 @@ class CategoricalTPESampler(BaseSampler):
         choices = param_distribution.choices
         return choices[int(self._rng.integers(len(choices)))]
 
+    def _update(self, study: Study, trial: FrozenTrial) -> tuple[Coder, History]:
+        """Returns the space's coder and what the study knows now."""
+        space, coder, history = self._space(), self._coder, self._history
+        if coder is None or coder.space != space:
+            if coder is not None and coder.space.dimensions != space.dimensions:
+                history = None  # rows of another space
+            coder = Coder(space)
+        if history is None or history.study is not study:
+            history = History(study, len(coder.names))
+        history.update(coder, without=trial.number)
+        self._coder, self._history = coder, history
+        return coder, history
+
+    def _split(self, history: History) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
+        """Returns the indices of the good trials and of the bad ones that stand for all."""
+        num = len(history.codes)
+        num_good = min(max(2, math.ceil(self._gamma * num)), _MOST_GOOD)
+        order = ranked(history.points, history.violations, num_good)
+        bad = order[num_good:]
+        if len(bad) > _MOST_BAD:
+            bad = self._rng.choice(bad, _MOST_BAD, replace=False)
+        return order[:num_good], bad
+
     def _startup(self, coder: Coder) -> int:
         if self._num_startup is not None:
             return self._num_startup
@@ -136,155 +149,52 @@ class CategoricalTPESampler(BaseSampler):
         in the point or in the centre tells nothing and counts as uniform.
         """
         share = self._prior_weight / (len(centres) + 1)
-        # One dimension at a time: all at once needs their number times the memory.
-        logs = np.zeros((len(points), len(centres)))
-        for i, size in enumerate(coder.sizes):
-            same = points[:, i, None] == centres[None, :, i]
-            active = points[:, i, None] != _INACTIVE
-            known = active & (centres[None, :, i] != _INACTIVE)
-            own, other = (
-                np.log((1 + share) / (1 + size * share)),
-                np.log(share / (1 + size * share)),
-            )
-            kernel = np.where(same, own, other)
-            logs += np.where(known, kernel, np.where(active, -np.log(size), 0.0))
-        uniform = np.where(points != _INACTIVE, -np.log(coder.sizes), 0.0).sum(axis=1)
-        logs = np.concatenate([logs, uniform[:, None]], axis=1)
+        other = np.log(share / (1 + coder.sizes * share))  # [num_dimensions]
+        gain = np.log1p(1 / share)  # a match over a mismatch
+        matches = coder.one_hot(points) @ coder.one_hot(centres).T
+        active = (points != INACTIVE).astype(np.float64)
+        uniform = -np.log(coder.sizes)
+        logs = gain * matches + active @ np.where(centres != INACTIVE, other, uniform).T
+        logs = np.concatenate([logs, (active @ uniform)[:, None]], axis=1)
         mass = np.append(weights, self._prior_weight)
         top = logs.max(axis=1, keepdims=True)
         density = np.log((np.exp(logs - top) * mass).sum(axis=1) / mass.sum()) + top[:, 0]
         return np.asarray(density, dtype=np.float64)
 
 
-class Coder:
-    """Turns configs of one space into rows of option indices, and draws such rows."""
-
-    def __init__(self, space: Space) -> None:
-        self.space = space
-        self.names = [d.name for d in space.dimensions]
-        self.choices = [space.choices(name) for name in self.names]
-        self.options = [space.options(name) for name in self.names]
-        self.sizes = np.asarray([len(options) for options in self.options], dtype=np.int64)
-
-    def encode(self, configs: Sequence[Mapping[str, str]]) -> Codes:
-        rows = [
-            [
-                self.choices[i].index(config[name]) if name in config else _INACTIVE
-                for i, name in enumerate(self.names)
-            ]
-            for config in configs
-        ]
-        return np.asarray(rows, dtype=np.int64).reshape(len(rows), len(self.names))
-
-    def decode(self, row: NDArray[np.int64]) -> dict[str, str]:
-        return {
-            name: self.choices[i][row[i]]
-            for i, name in enumerate(self.names)
-            if row[i] != _INACTIVE
-        }
-
-    def candidates(
-        self, fixed: Mapping[str, str], count: int, rng: np.random.Generator, *, avoid: Codes
-    ) -> Codes:
-        """Returns distinct configs that were not tried: all of them if few, else random ones."""
-        rows = list(itertools.islice(self._all(fixed, []), 2 * count + 1))
-        few = len(rows) <= 2 * count
-        codes = np.asarray(rows, dtype=np.int64) if few else self.draw(fixed, count, rng)
-        return self.unseen(codes, avoid, fallback=codes[:0])
-
-    def draw(self, fixed: Mapping[str, str], count: int, rng: np.random.Generator) -> Codes:
-        """Returns `count` uniformly random configs that have the values `fixed`."""
-        return self._valid(rng.integers(self.sizes, size=(count, len(self.names))), fixed)
-
-    def draw_near(
-        self,
-        centres: Codes,
-        fixed: Mapping[str, str],
-        count: int,
-        rng: np.random.Generator,
-        prior_weight: float,
-    ) -> Codes:
-        """Returns `count` configs drawn from the kernels of `centres`, made valid."""
-        share = prior_weight / (len(centres) + 1)
-        chosen = centres[rng.integers(len(centres), size=count)]
-        elsewhere = rng.integers(self.sizes, size=chosen.shape)
-        stays = rng.random(chosen.shape) < (1 + share) / (1 + self.sizes * share)
-        known = (chosen != _INACTIVE) & (chosen < self.sizes)
-        return self._valid(np.where(stays & known, chosen, elsewhere), fixed)
-
-    def unseen(self, rows: Codes, avoid: Codes, *, fallback: Codes) -> Codes:
-        """Returns the distinct `rows` that are not in `avoid`; `fallback` if none is left."""
-        known = {row.tobytes() for row in np.ascontiguousarray(avoid)}
-        fresh: dict[bytes, NDArray[np.int64]] = {}
-        for row in np.ascontiguousarray(rows):
-            if (key := row.tobytes()) not in known:
-                fresh.setdefault(key, row)
-        return np.asarray(list(fresh.values()), dtype=np.int64) if fresh else fallback
-
-    def _valid(self, codes: Codes, fixed: Mapping[str, str]) -> Codes:
-        """Returns `codes` with the values `fixed`, and with inactive dimensions marked."""
-        codes = codes.astype(np.int64)
-        for i, dimension in enumerate(self.space.dimensions):
-            if dimension.name in fixed:
-                codes[:, i] = self.choices[i].index(fixed[dimension.name])
-            if dimension.parent is not None:
-                parent = self.names.index(dimension.parent)
-                opening = [self.choices[parent].index(o) for o in dimension.parent_options]
-                codes[~np.isin(codes[:, parent], opening), i] = _INACTIVE
-        return codes
-
-    def _all(self, fixed: Mapping[str, str], row: list[int]) -> Iterator[list[int]]:
-        """Yields every valid config that begins with `row` and has the values `fixed`."""
-        i = len(row)
-        if i == len(self.names):
-            yield row
-            return
-        config = {self.names[j]: self.choices[j][c] for j, c in enumerate(row) if c != _INACTIVE}
-        name = self.names[i]
-        if not self.space.is_active(self.space.dimensions[i], config):
-            picks: Sequence[int] = (_INACTIVE,)
-        elif name in fixed:
-            picks = (self.choices[i].index(fixed[name]),)
-        else:
-            picks = range(int(self.sizes[i]))
-        for pick in picks:
-            yield from self._all(fixed, [*row, pick])
-
-
-def _ranked(
-    trials: Sequence[FrozenTrial], directions: Sequence[StudyDirection], num_good: int
-) -> list[int]:
+def ranked(
+    points: NDArray[np.float64], violations: NDArray[np.float64], num_good: int
+) -> NDArray[np.intp]:
     """Returns trial indices, so ordered that the `num_good` best come first.
 
     Feasible ones come by front, infeasible ones after them by violation. Only the members of the
-    front in which place `num_good` falls are ordered further, by hypervolume contribution.
+    front in which place `num_good` falls are ordered further, by what each adds to the
+    hypervolume.
+
+    Args:
+        points: [num_trials, num_objectives], to be minimised; any finite or infinite value.
+        violations: [num_trials], 0 if feasible.
     """
-    signs = np.asarray([1.0 if d == StudyDirection.MINIMIZE else -1.0 for d in directions])
-    violations = np.asarray([float(t.user_attrs.get(VIOLATION, 0.0)) for t in trials])
+    by_violation = np.argsort(violations, kind="stable")
+    infeasible = by_violation[violations[by_violation] > 0]
     feasible = np.flatnonzero(violations <= 0)
-    infeasible = [int(i) for i in np.argsort(violations, kind="stable") if violations[i] > 0]
     if not len(feasible):
         return infeasible
-    points = np.asarray([trials[i].values for i in feasible], dtype=np.float64) * signs
-    points = np.nan_to_num(points, nan=1e300, posinf=1e300)
-    low, high = points.min(axis=0), points.max(axis=0)
-    scaled = (points - low) / np.where(high > low, high - low, 1.0)
-    order: list[int] = []
+    known = np.nan_to_num(points[feasible], nan=1e300, posinf=1e300, neginf=-1e300)
+    low, high = known.min(axis=0), known.max(axis=0)
+    scaled = (known - low) / np.where(high > low, high - low, 1.0)
+    order: list[NDArray[np.intp]] = []
     left = np.arange(len(feasible))
-    while len(left) and len(order) < num_good:
+    num = 0
+    while len(left) and num < num_good:
         on_front = pareto.front(scaled[left])
         members, left = left[on_front], left[~on_front]
-        if len(order) + len(members) > num_good:
+        if num + len(members) > num_good:
             gains = pareto.hypervolume_contributions(scaled[members], [1.1] * scaled.shape[1])
             members = members[np.argsort(-gains, kind="stable")]
-        order.extend(int(i) for i in feasible[members])
-    return order + [int(i) for i in feasible[left]] + infeasible
-
-
-def _weights(trials: Sequence[FrozenTrial]) -> NDArray[np.float64]:
-    """Returns [num_trials] float: the share of examples a trial saw, relative to the most."""
-    counts = np.asarray([float(t.user_attrs.get(NUM_EXAMPLES, 1)) for t in trials])
-    return np.asarray(counts / counts.max(initial=1.0))
+        order.append(feasible[members])
+        num += len(members)
+    return np.concatenate([*order, feasible[left], infeasible])
 
 
 def _most_balanced(candidates: Codes, seen: Codes, rng: np.random.Generator) -> NDArray[np.int64]:

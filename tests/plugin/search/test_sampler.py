@@ -4,11 +4,11 @@ import numpy as np
 import optuna
 import pytest
 from adaseek.search.base import Dimension, Space
+from adaseek.search.coder import Coder
 from adaseek.search.sampler import (
     NUM_EXAMPLES,
     VIOLATION,
     CategoricalTPESampler,
-    Coder,
     _most_balanced,
 )
 from adaseek.testing.landscapes import landscape, two_step_space
