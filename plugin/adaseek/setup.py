@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import os
 import secrets
 import threading
@@ -20,7 +19,6 @@ from optuna.storages import BaseStorage, JournalStorage
 from optuna.storages.journal import JournalFileBackend
 from platformdirs import user_state_path
 
-from adaseek._canonical import fingerprint
 from adaseek.cogs.space import OptionTable
 from adaseek.errors import ConfigurationError, require
 from adaseek.evaluation.pricing import PriceTable
@@ -35,7 +33,6 @@ __all__ = [
     "fresh_storage",
     "open_folder",
     "quiet_optuna",
-    "source_identity",
     "split_examples",
 ]
 
@@ -146,21 +143,6 @@ def quiet_optuna() -> Iterator[None]:
         yield
     finally:
         optuna.logging.set_verbosity(before)
-
-
-def source_identity(code: Any) -> str:
-    """Returns the qualified name of a function or class and a hash of its source, if readable.
-
-    Scores are only as good as the code that made them. Only this definition is read: a change of
-    a helper that it calls goes unnoticed.
-    """
-    kind = code if hasattr(code, "__qualname__") else type(code)
-    name = f"{kind.__module__}.{kind.__qualname__}"
-    try:
-        source = inspect.getsource(kind)
-    except (OSError, TypeError):
-        return name
-    return f"{name}#{fingerprint(source)}"
 
 
 def _check_count(name: str, examples: Sequence[Example], fewest: int, when: str = "") -> None:

@@ -45,9 +45,9 @@ from adaseek.setup import (
     fresh_storage,
     open_folder,
     quiet_optuna,
-    source_identity,
     split_examples,
 )
+from adaseek.source import source_identity
 from adaseek.tuning import TuningRun
 
 __all__ = ["Tuner"]
@@ -310,12 +310,15 @@ class Tuner:
 
     def _open_journal(self, setup: Setup, folder: Path, resources: ExitStack) -> Journal:
         models = [model.key for model in setup.program.step_models]
-        identity = {
+        identity: dict[str, Any] = {
             "workflow": setup.program.workflow.fingerprint,
             "models": models,
             "program": source_identity(type(setup.program.obj)),
             "metric": source_identity(self.metric),
         }
+        if self.rewards:
+            rewards = {name: source_identity(reward) for name, reward in self.rewards.items()}
+            identity["rewards"] = rewards
         location = self.journal or folder / "journal.db"
         run_id = fingerprint(identity) if self.journal else "default"
         return resources.enter_context(Journal.open(location, identity=identity, run_id=run_id))

@@ -101,6 +101,19 @@ def test_finds_a_real_gain_and_says_how_large(tmp_path):
     assert result.spending.cost_usd == pytest.approx(_paid(result), rel=1e-6)
 
 
+def test_no_claim_of_latency_from_runs_that_were_not_timed_alone(tmp_path):
+    def quick_if_small(settings, example):
+        model = settings["answer"].model if "answer" in settings else None
+        is_small = model is not None and model.id == "small"
+        return ScriptedOutcome("yes", latency_s=0.1 if is_small else 1.0)
+
+    untimed, _ = run(tmp_path / "untimed", quick_if_small, budget=40, prices=None)
+    assert "latency" not in untimed.spending.phases
+    assert "latency" not in untimed.improvement
+    timed, _ = run(tmp_path / "timed", quick_if_small, prices=None)
+    assert timed.improvement["latency"].high < 0
+
+
 def _paid(result: TuningResult) -> float:
     # Every phase's runs are in the journal, each with what it cost.
     from adaseek.evaluation.journal import Journal
@@ -317,6 +330,12 @@ def test_run_dir_of_another_metric_is_refused(tmp_path):
     run(tmp_path, budget=100)
     with pytest.raises(JournalError, match="metric"):
         run(tmp_path, metric=lambda example, output: output == "no")
+
+
+def test_run_dir_of_another_reward_is_refused(tmp_path):
+    run(tmp_path, budget=100, rewards={"short": len})
+    with pytest.raises(JournalError, match="rewards"):
+        run(tmp_path, budget=100, rewards={"short": lambda inputs, output: -len(output)})
 
 
 def test_two_tuners_in_one_process_do_not_see_each_other(tmp_path):
