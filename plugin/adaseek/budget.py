@@ -70,7 +70,7 @@ def plan_budget(budget: int, num_train: int, num_val: int, *, times_latency: boo
         cure="Raise it, or use auto='light'.",
     )
     num_finalists, per_config = _validation(int(_VALIDATION_SHARE * budget), num_val)
-    num_latency = min(6, num_val, budget // 80) if times_latency else 0
+    num_latency = min(6, num_val, budget // 48) if times_latency else 0
     search = budget - (1 + num_finalists) * (per_config + num_latency)
     examples = max(fewest, min(num_train, search // _TARGET_TRIALS))
     return BudgetPlan(budget, search, examples, num_finalists, per_config, num_latency)

@@ -206,7 +206,10 @@ class TuningRun:
         ]
         evaluations = self._run(tasks, self._runner)
         for index, record in enumerate(records):
-            self._validation[record.number] = self._series(evaluations[index :: len(records)])
+            series = self._series(evaluations[index :: len(records)])
+            # These ran side by side: what they say of latency is mostly the load they made.
+            series.pop("latency")
+            self._validation[record.number] = series
 
     def _time(self) -> None:
         """Times original and finalists alone and uncached, taking turns."""

@@ -23,9 +23,9 @@ def test_split_by_hand():
     plan = plan_budget(400, 40, 50, times_latency=True)
     # 30% of 400 is 120 runs: 30 examples for each of 3 finalists and the original.
     assert (plan.num_finalists, plan.num_val) == (3, 30)
-    assert plan.num_latency == 5
-    assert plan.search == 400 - 4 * 30 - 4 * 5
-    assert plan.num_train == 260 // 16
+    assert plan.num_latency == 6
+    assert plan.search == 400 - 4 * 30 - 4 * 6
+    assert plan.num_train == 256 // 16
 
 
 def test_few_runs_validate_fewer_finalists():
