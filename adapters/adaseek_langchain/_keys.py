@@ -15,14 +15,13 @@ from __future__ import annotations
 import re
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from functools import cache
 from pathlib import PurePath
 from types import FrameType
 from typing import NewType
 
 __all__ = [
     "LEAF",
-    "Place",
     "StepId",
     "call_site",
     "child_path",
@@ -40,19 +39,14 @@ LEAF = "lm"
 
 _TAG = re.compile(r"(?:seq:step:(\d+)|map:key:(.+)|branch:(.+)|condition:(\d+))$")
 
-_FRAMEWORK = ("langchain", "langgraph", "langsmith", "pydantic", "tenacity", "adaseek")
+_HOST = frozenset({"langchain", "langgraph", "langsmith", "pydantic", "tenacity"})
+_OWN = frozenset({"adaseek", "adaseek_langchain"})
+_INSTALLED = ("site-packages", "dist-packages")
+
 _TASK_STARTS = frozenset(
     {"asyncio.events", "asyncio.tasks", "concurrent.futures.thread", "threading"}
 )
 """Modules whose frames start another task or thread: what lies above did not make the call."""
-
-
-@dataclass(frozen=True)
-class Place:
-    """A frame of the user's code: what the site is named, and which running frame it is."""
-
-    site: str
-    frame: int
 
 
 def position(tags: Sequence[str] | None) -> str:
@@ -111,18 +105,31 @@ def call_site(frame: FrameType) -> str:
     return _clean(f"@{stem}:{code.co_qualname}+{line}")
 
 
-def user_frame(depth: int = 1) -> FrameType | None:
+def user_frame() -> FrameType | None:
     """Returns the innermost running frame of the user's code in this task or thread, or None."""
-    frame: FrameType | None = sys._getframe(depth)
+    frame: FrameType | None = sys._getframe(1)
     while frame is not None:
-        module = str(frame.f_globals.get("__name__", ""))
+        module = frame.f_globals.get("__name__", "")
         if module in _TASK_STARTS:
             return None
-        root = module.partition(".")[0]
-        if not (root.startswith(_FRAMEWORK) or root in sys.stdlib_module_names):
+        if not _is_framework(module):
             return frame
         frame = frame.f_back
     return None
+
+
+@cache
+def _is_framework(module: str) -> bool:
+    """Returns whether `module` is the host's, ours or Python's own; by name, since many
+    applications are installed packages themselves."""
+    root = module.partition(".")[0]
+    if root in _OWN or root in sys.stdlib_module_names:
+        return True
+    if root in _HOST or root.startswith(("langchain_", "langgraph_")):
+        # A user's own file may be called `langchain_demo.py`.
+        file = getattr(sys.modules.get(root), "__file__", None) or _INSTALLED[0]
+        return any(place in file for place in _INSTALLED)
+    return False
 
 
 def _clean(text: str) -> str:

@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any  # Any: the arguments of a chat model are those of its provider
+from uuid import UUID
 
 from adaseek.recipe import Recipe
 from adaseek.workflow import Step
@@ -20,13 +21,17 @@ from langchain_core.callbacks import BaseCallbackHandler
 from langchain_core.language_models.chat_models import BaseChatModel
 from langchain_core.messages import BaseMessage
 from langchain_core.runnables import RunnableConfig
+from langchain_core.tracers.context import register_configure_hook
 
 __all__ = [
     "INPUT",
+    "MODEL_RUN",
     "OUTPUT",
     "TOOL_CALLS",
     "Carrier",
     "Request",
+    "active",
+    "active_carrier",
     "current_request",
     "sending",
 ]
@@ -52,7 +57,29 @@ class Request:
     kwargs: Mapping[str, Any] = field(default_factory=dict)
 
 
+MODEL_RUN: ContextVar[UUID | None] = ContextVar("adaseek_langchain_run", default=None)
+"""The run whose model, tool or retriever is called now: not every method is told its run."""
+
+_ACTIVE: ContextVar[Carrier | None] = ContextVar("adaseek_langchain_active", default=None)
+# LangChain adds what this holds to the callbacks of each run that begins in the context.
+register_configure_hook(_ACTIVE, inheritable=True)
+
 _REQUEST: ContextVar[Request | None] = ContextVar("adaseek_langchain_request", default=None)
+
+
+@contextmanager
+def active(carrier: Carrier) -> Iterator[None]:
+    """Makes `carrier` see every run that begins in this context, also where a config is dropped."""
+    token = _ACTIVE.set(carrier)
+    try:
+        yield
+    finally:
+        _ACTIVE.reset(token)
+
+
+def active_carrier() -> Carrier | None:
+    """Returns the carrier that sees everything in this context, or None."""
+    return _ACTIVE.get()
 
 
 @contextmanager

@@ -241,6 +241,7 @@ class Call:
             keeps the duration of the call that was really made, see `duration_s`.
         duration_s: seconds that the call takes when it is not answered from a cache.
         cached: the answer came from a cache or a memo; `usage` is then that of the real call.
+        first_token_s: seconds from the start to the first token, None if it did not stream.
     """
 
     id: str
@@ -256,6 +257,7 @@ class Call:
     usage: Usage = Usage(cost_usd=0.0)
     cached: bool = False
     error: str | None = None
+    first_token_s: float | None = None
 
 
 @dataclass(frozen=True)

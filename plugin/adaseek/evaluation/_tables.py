@@ -191,6 +191,7 @@ def _call_json(call: Call) -> dict[str, Any]:
         "usage": usage_json(call.usage),
         "cached": call.cached,
         "error": call.error,
+        "first_token_s": call.first_token_s,
     }
 
 
