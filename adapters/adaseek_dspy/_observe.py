@@ -45,8 +45,15 @@ class Observer:
             return lm
         with self._lock:
             if id(lm) not in self._wrapped:
-                self._wrapped[id(lm)] = (lm, _observed_lm(lm))
+                self._wrapped[id(lm)] = (lm, self._observed(lm))
             return self._wrapped[id(lm)][1]
+
+    def _observed(self, lm: Any) -> Any:
+        twin = _observed_lm(lm)
+        if self.recorder.context.timeout_s is not None and hasattr(twin, "num_retries"):
+            # Each try of the client would have all of the run's time; the run is tried again.
+            twin.num_retries = 0
+        return twin
 
     def call(self, lm: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> ObservedCall:
         """Returns the record of a request that is about to be made; perhaps it is answered."""

@@ -80,16 +80,35 @@ class Recorder(BaseCallback):  # type: ignore[misc]  # DSPy is untyped
         """Returns the seconds since this run began."""
         return time.perf_counter() - self._origin
 
+    @property
+    def seconds_left(self) -> float | None:
+        """What is left of the run's time, None if it has no limit."""
+        limit = self.context.timeout_s
+        return None if limit is None else limit - self.now_s()
+
+    def check_time(self) -> None:
+        """Raises if the run has used up its time.
+
+        Raises:
+            TimeoutError: naming the limit.
+        """
+        if self.is_out_of_time():
+            limit = self.context.timeout_s
+            raise TimeoutError(f"The workflow run took longer than `timeout_s`, {limit:g} s.")
+
+    def is_out_of_time(self) -> bool:
+        """Returns whether the run has used up its time."""
+        rest = self.seconds_left
+        return rest is not None and rest <= 0
+
     def open_request(self, lm: Any) -> Request:
         """Returns a new request of `lm`, recorded under the call that makes it.
 
         Raises:
             TimeoutError: if the run has used up its time.
         """
+        self.check_time()
         now = self.now_s()
-        limit = self.context.timeout_s
-        if limit is not None and now > limit:
-            raise TimeoutError(f"The workflow run took longer than `timeout_s`, {limit:g} s.")
         with self._lock:
             request = Request(
                 id=f"lm{len(self._requests)}",
@@ -199,6 +218,12 @@ class Recorder(BaseCallback):  # type: ignore[misc]  # DSPy is untyped
             if frame.kind in ("tool", "code")
         ]
         return tuple(sorted(calls, key=lambda call: (call.start_s, call.id)))
+
+    def was_answered(self) -> bool:
+        """Returns whether an endpoint has answered a request of this run."""
+        with self._lock:
+            done = [r for r in self._requests if not r.cached and r.end_s]
+        return any(request.failure is None for request in done)
 
     def saw_endpoint_fail(self) -> bool:
         """Returns whether a request ended with a failure of its endpoint."""

@@ -88,7 +88,7 @@ class ObservedCall:
         elif flights is None:
             yield self._replay(memo.get(key))
         else:
-            with flights.answer(memo, key, may_wait=not _inside_request()) as record:
+            with flights.answer(memo, key, **self._waiting()) as record:
                 yield self._replay(record)
 
     @contextlib.asynccontextmanager
@@ -100,8 +100,12 @@ class ObservedCall:
         elif flights is None:
             yield self._replay(memo.get(key))
         else:
-            async with flights.aanswer(memo, key, may_wait=not _inside_request()) as record:
+            async with flights.aanswer(memo, key, **self._waiting()) as record:
                 yield self._replay(record)
+
+    def _waiting(self) -> dict[str, Any]:
+        inside = bool(dspy.settings.get(_INSIDE_REQUEST, False))
+        return {"may_wait": not inside, "wait_s": self._recorder.seconds_left}
 
     def _replay(self, record: CallRecord | None) -> bool:
         if record is None:
@@ -150,6 +154,8 @@ class ObservedCall:
     @contextlib.contextmanager
     def _recorded(self) -> Iterator[None]:
         request = self._request
+        self._recorder.check_time()  # it may have waited, for a slot or for another request
+        self._limit_time()
         request.start_s = self._recorder.now_s()
         try:
             with dspy.context(**self._tracking()):
@@ -160,6 +166,16 @@ class ObservedCall:
         finally:
             request.end_s = self._recorder.now_s()
             self._finish()
+
+    def _limit_time(self) -> None:
+        """Gives the client what is left of the run's time, so that a request cannot hang."""
+        rest_s = self._recorder.seconds_left
+        # DSPy's cache counts the time limit as part of the request, so it would never answer.
+        if rest_s is None or not isinstance(self._lm, dspy.LM) or self._may_be_cached():
+            return
+        own = {**self._lm.kwargs, **self.kwargs}.get("timeout")
+        is_shorter = isinstance(own, int | float) and own < rest_s
+        self.kwargs = {**self.kwargs, "timeout": own if is_shorter else rest_s}
 
     def _tracking(self) -> dict[str, Any]:
         # LiteLLM asks a stream for its usage only if DSPy tracks usage. It changes the request by
@@ -197,10 +213,6 @@ class ObservedCall:
         except (TypeError, ValueError):
             return  # a typed response object; it is asked for again next time
         memo.put(key, CallRecord(outputs, request.usage, request.duration_s, request.model))
-
-
-def _inside_request() -> bool:
-    return bool(dspy.settings.get(_INSIDE_REQUEST, False))
 
 
 def arguments(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:

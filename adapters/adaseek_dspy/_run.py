@@ -54,13 +54,25 @@ def run(
         calls=calls,
         output=output,
         latency_s=critical_path(calls),
-        error=f"{type(error).__name__}: {error}" if error is not None else None,
+        error=_text(error, recorder) if error is not None else None,
         error_kind=_kind(error, recorder) if error is not None else None,
         id=f"{recipe.fingerprint}/{example.id}/{context.replicate}",
     )
 
 
+def _text(error: Exception, recorder: Recorder) -> str:
+    text = f"{type(error).__name__}: {error}"
+    if recorder.is_out_of_time() and "`timeout_s`" not in text:
+        limit_s = recorder.context.timeout_s
+        text = f"The workflow run took longer than `timeout_s`, {limit_s:g} s. {text}"
+    return text
+
+
 def _kind(error: Exception, recorder: Recorder) -> ErrorKind:
+    # A run whose requests are answered, but too late, is slow: that is its result. One that gets
+    # no answer at all says nothing about the recipe.
+    if recorder.is_out_of_time() and recorder.was_answered():
+        return "model"
     kind = error_kind(error)
     # dspy.Parallel swallows a failure and gives None, on which the user's code then fails.
     return "endpoint" if kind == "program" and recorder.saw_endpoint_fail() else kind

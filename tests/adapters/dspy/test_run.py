@@ -14,7 +14,7 @@ import pytest
 from adaseek.errors import RecipeMismatchError
 from adaseek.evaluation.base import RunContext
 from adaseek.recipe import Demo, Recipe, Setting
-from adaseek.testing.loopback import LoopbackServer, Reply
+from adaseek.testing.loopback import LoopbackServer, Reply, scripted
 from adaseek.workflow import Example, ModelRef, Trace, Usage
 
 dspy = pytest.importorskip("dspy")
@@ -292,6 +292,74 @@ def test_a_run_that_used_up_its_time_makes_no_further_request(
     assert trace.error_kind == "endpoint"
     assert "timeout_s" in str(trace.error)
     assert server.requests == ()
+
+
+class Silence:
+    """An answer that never comes, until the test ends."""
+
+    def __init__(self) -> None:
+        self.over = threading.Event()
+        self.asked = 0
+
+    def __call__(self, body: Mapping[str, Any]) -> Reply:
+        self.asked += 1
+        self.over.wait(timeout=60)
+        return Reply("too late")
+
+
+@pytest.fixture
+def silence() -> Iterator[Silence]:
+    never = Silence()
+    yield never
+    never.over.set()
+
+
+@pytest.fixture
+def silent(silence: Silence) -> Iterator[LoopbackServer]:
+    """A server that takes requests and never answers."""
+    with LoopbackServer(silence) as server:
+        yield server
+        silence.over.set()
+
+
+@pytest.mark.parametrize("is_async", [False, True])
+def test_a_request_that_hangs_ends_with_the_time_of_the_run(
+    make_lm: Callable[..., Any], silent: LoopbackServer, silence: Silence, is_async: bool
+) -> None:
+    class Later(dspy.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a = dspy.Predict("q -> x")
+
+        async def aforward(self, q: str) -> Any:
+            return await self.a.acall(q=q)
+
+    program = Later() if is_async else dspy.Predict("q -> x")
+    with dspy.context(lm=make_lm(api_base=silent.url, num_retries=3), callbacks=[]):
+        trace = ran(program, timeout_s=0.5)
+    assert trace.error_kind == "endpoint"
+    assert "`timeout_s`, 0.5 s" in str(trace.error)
+    assert silence.asked == 1
+    assert trace.calls[0].error
+
+
+def test_a_run_that_is_answered_too_late_has_failed_by_itself(
+    two_steps: Any, lm: Any, server: LoopbackServer, silence: Silence
+) -> None:
+    server.answer = scripted(Reply("[[ ## x ## ]]\nv-x"), then=silence)
+    trace = ran(two_steps, timeout_s=2.0)
+    assert silence.asked == 1
+    assert trace.error_kind == "model"
+    assert "`timeout_s`, 2 s" in str(trace.error)
+
+
+def test_a_limit_of_the_users_own_that_is_shorter_stays(
+    make_lm: Callable[..., Any], silent: LoopbackServer
+) -> None:
+    with dspy.context(lm=make_lm(api_base=silent.url, timeout=0.3), callbacks=[]):
+        trace = ran(dspy.Predict("q -> x"), timeout_s=50.0)
+    assert trace.error_kind == "endpoint"
+    assert "timeout_s" not in str(trace.error)
 
 
 def test_runs_of_different_recipes_do_not_meet(lm: Any, server: LoopbackServer) -> None:
