@@ -168,6 +168,8 @@ class Recipe:
         settings: step id -> setting. Steps that keep their original behaviour are absent.
         workflow: fingerprint of the workflow that the recipe was made for; empty: not bound.
         steps: step id -> fingerprint, for every step of that workflow that `settings` touches.
+        originals: step id -> what that step had then: `instructions`, `num_demos`. For people who
+            review the change, and for adapters that see only finished prompts.
         scores: objective -> value with its confidence interval, as measured.
         made_with: versions and options of the run that made it, for people to read.
     """
@@ -177,6 +179,7 @@ class Recipe:
     steps: Mapping[str, str] = field(default_factory=dict)
     scores: Mapping[str, Any] = field(default_factory=dict)
     made_with: Mapping[str, Any] = field(default_factory=dict)
+    originals: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         # A plain dict, not a mappingproxy: recipes are pickled (to other machines) and deep-copied
@@ -210,9 +213,13 @@ class Recipe:
 
     def bind(self, workflow: Workflow) -> Recipe:
         """Returns a copy that may only be applied to `workflow`."""
-        touched = {owner_id(step) for step in self.settings}
-        steps = {step: workflow.steps[step].fingerprint for step in sorted(touched)}
-        return replace(self, workflow=workflow.fingerprint, steps=steps)
+        touched = [workflow.steps[step] for step in sorted(set(map(owner_id, self.settings)))]
+        return replace(
+            self,
+            workflow=workflow.fingerprint,
+            steps={step.id: step.fingerprint for step in touched},
+            originals={step.id: _original(step) for step in touched},
+        )
 
     def check(self, workflow: Workflow) -> None:
         """Raises unless this recipe may be applied to `workflow`.
@@ -268,6 +275,7 @@ class Recipe:
             "settings": {step: setting.to_json() for step, setting in self.settings.items()},
             "scores": dict(self.scores),
             "made_with": dict(self.made_with),
+            "originals": {step: dict(body) for step, body in self.originals.items()},
         }
 
     @classmethod
@@ -292,6 +300,7 @@ class Recipe:
             steps=dict(body.get("steps", {})),
             scores=dict(body.get("scores", {})),
             made_with=dict(body.get("made_with", {})),
+            originals={k: dict(v) for k, v in body.get("originals", {}).items()},
         )
 
     def save(self, path: str | os.PathLike[str]) -> Path:
@@ -327,6 +336,11 @@ class Recipe:
 
 
 _EMPTY = Setting()
+
+
+def _original(step: Step) -> dict[str, Any]:
+    instructions = step.signature.instructions if step.signature is not None else ""
+    return {"instructions": instructions, "num_demos": step.num_demos}
 
 
 def _read(kind: type[Value], name: str, body: Mapping[str, Any]) -> Value:
