@@ -1,0 +1,366 @@
+"""Callback-activated interposition: calls of chat models become what a carrier's recipe says.
+
+The entry points of `BaseChatModel` are wrapped once, below which every chat model answers and
+above LangChain's response cache. A wrapped method does nothing but look for a `Carrier` among the
+callbacks of its call; without one it is the original. `uninstall` puts the originals back.
+"""
+
+from __future__ import annotations
+
+import functools
+import threading
+import weakref
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Mapping
+from typing import Any  # Any: entry points take and return what the user's model class does
+
+from langchain_core.callbacks.base import BaseCallbackManager
+from langchain_core.language_models import BaseChatModel
+from langchain_core.messages import BaseMessage, HumanMessage, convert_to_messages
+from langchain_core.outputs import LLMResult
+from langchain_core.prompt_values import PromptValue
+from langchain_core.runnables import RunnableConfig
+from langchain_core.runnables.config import ensure_config
+
+from adaseek_langchain._menu import Models
+from adaseek_langchain._plan import Tuning, plan
+from adaseek_langchain._route import Route, config_of, is_inside
+from adaseek_langchain._seam import Carrier, active_carrier
+
+__all__ = [
+    "ENTRY_POINTS",
+    "Find",
+    "by_carrier",
+    "carrier_of",
+    "install",
+    "is_installed",
+    "messages_of",
+    "release",
+    "uninstall",
+    "wrapped",
+]
+
+Find = Callable[[BaseChatModel, Any, RunnableConfig | None, Mapping[str, Any]], Route | None]
+"""Model, input, config and arguments of a call -> what becomes of it; None: as without us."""
+
+_MARK = "__adaseek_original__"
+_LOCK = threading.RLock()  # a holder may be collected while its own thread is in here
+_HOLDERS: dict[int, weakref.finalize[..., Any]] = {}
+"""Who needs the wrappers. Global like the class that is wrapped; nothing else is kept here."""
+
+_TUNING = "_adaseek_tuning"
+"""Where a carrier keeps what its recipe needs, made once; in a table of ours it would keep the
+carrier alive."""
+
+
+def install(holder: object | None = None) -> None:
+    """Wraps the entry points of `BaseChatModel`; a second call wraps nothing again.
+
+    Args:
+        holder: what needs them wrapped. When the last holder is gone or has let go, the originals
+            are put back. None: until `uninstall`.
+    """
+    with _LOCK:
+        if holder is not None and id(holder) not in _HOLDERS:
+            _HOLDERS[id(holder)] = weakref.finalize(holder, _gone, id(holder))
+            _HOLDERS[id(holder)].atexit = False
+        for name in ENTRY_POINTS:
+            original = BaseChatModel.__dict__.get(name)
+            if original is not None and not _holds_ours(original):
+                setattr(BaseChatModel, name, wrapped(name, original, by_carrier))
+
+
+def release(holder: object) -> None:
+    """Lets go for `holder`; without any other, the original entry points are put back."""
+    with _LOCK:
+        finalizer = _HOLDERS.get(id(holder))
+    if finalizer is not None:
+        finalizer()
+
+
+def _gone(holder: int) -> None:
+    with _LOCK:
+        _HOLDERS.pop(holder, None)
+        if not _HOLDERS:
+            uninstall()
+
+
+def uninstall() -> None:
+    """Puts the original entry points back, whoever holds them.
+
+    Where somebody else wrapped ours in the meantime, ours stays underneath; it does nothing
+    without a carrier.
+    """
+    with _LOCK:
+        for name in ENTRY_POINTS:
+            ours = BaseChatModel.__dict__.get(name)
+            if ours is not None and _MARK in vars(ours):
+                setattr(BaseChatModel, name, vars(ours)[_MARK])
+
+
+def is_installed() -> bool:
+    """Returns whether calls of chat models are looked at."""
+    return all(_holds_ours(BaseChatModel.__dict__.get(name)) for name in ENTRY_POINTS)
+
+
+def _holds_ours(method: Any) -> bool:
+    """Returns whether `method` is a wrapper of ours, or wraps one in turn."""
+    while method is not None:
+        if _MARK in getattr(method, "__dict__", {}):
+            return True
+        method = getattr(method, "__wrapped__", None)
+    return False
+
+
+def carrier_of(model: BaseChatModel, config: RunnableConfig) -> Carrier | None:
+    """Returns the carrier that a call of `model` under `config` belongs to, or None.
+
+    Of several, the innermost one that has a recipe: the nearest to the call knows best.
+    """
+    handlers = (*_handlers(config.get("callbacks")), *_handlers(model.callbacks))
+    carriers = [handler for handler in handlers if isinstance(handler, Carrier)]
+    active = active_carrier()
+    if active is not None and active not in carriers:
+        carriers.insert(0, active)
+    if not carriers:
+        return None
+    return next((c for c in reversed(carriers) if not c.recipe.is_empty), carriers[-1])
+
+
+def _handlers(callbacks: Any) -> list[Any]:
+    if isinstance(callbacks, BaseCallbackManager):
+        return callbacks.handlers
+    return callbacks or []
+
+
+def by_carrier(
+    model: BaseChatModel,
+    given: Any,
+    config: RunnableConfig | None,
+    kwargs: Mapping[str, Any],
+    *,
+    otherwise: Carrier | None = None,
+) -> Route | None:
+    """Returns what the carrier of this call makes of it; None if there is none.
+
+    Args:
+        otherwise: the carrier of a call whose callbacks were lost on the way.
+    """
+    ensured = ensure_config(config)
+    carrier = carrier_of(model, ensured) or otherwise
+    if carrier is None:
+        return None
+    messages = messages_of(given)
+    if messages is None:
+        return None  # not an input for a chat model: the original says so
+    # Two isolation boundaries of production: whatever is wrong with a recipe or with us, the
+    # user's program goes on as it would without it.
+    try:
+        request = carrier.request(model, messages, kwargs, ensured)
+    except Exception as error:
+        carrier.fail_open("", f"{type(error).__name__}: {error}")
+        return None
+    try:
+        planned = plan(request, _tuning(carrier))
+    except Exception as error:
+        carrier.fail_open(request.step, f"{type(error).__name__}: {error}")
+        planned = None
+    return Route(request, given, kwargs, planned, carrier, fails_open=True)
+
+
+def messages_of(given: Any) -> list[BaseMessage] | None:
+    """Returns a chat model's input as messages; None if it is none."""
+    try:
+        if isinstance(given, PromptValue):
+            return given.to_messages()
+        return [HumanMessage(given)] if isinstance(given, str) else convert_to_messages(given)
+    except (NotImplementedError, TypeError, ValueError):
+        return None
+
+
+def _tuning(carrier: Carrier) -> Tuning:
+    tuning: Tuning | None = vars(carrier).get(_TUNING)
+    if tuning is None or tuning.recipe is not carrier.recipe:
+        models = Models(carrier.models)
+        tuning = Tuning(carrier.recipe, models, carrier.rewards, carrier.step, needs_all=False)
+        setattr(carrier, _TUNING, tuning)
+    return tuning
+
+
+# -- the wrappers ----------------------------------------------------------------------------
+
+
+def wrapped(name: str, original: Any, find: Find) -> Any:
+    """Returns the entry point `name` asking `find` first; `original` is called if it has nothing.
+
+    Calls from inside a call that was dealt with (an ensemble's members, the `generate` below an
+    `invoke`) go to `original` at once.
+    """
+    made = functools.wraps(original)(ENTRY_POINTS[name](original, find))
+    setattr(made, _MARK, original)
+    return made
+
+
+def _invoke(original: Any, find: Find) -> Any:
+    def invoke(
+        self: BaseChatModel,
+        input: Any,  # noqa: A002  (the host's name, which callers may use)
+        config: RunnableConfig | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        route = None if is_inside() else find(self, input, config, kwargs)
+        if route is None:
+            return original(self, input, config, **kwargs)
+        return route.invoke(config)
+
+    return invoke
+
+
+def _ainvoke(original: Any, find: Find) -> Any:
+    async def ainvoke(
+        self: BaseChatModel,
+        input: Any,  # noqa: A002  (the host's name, which callers may use)
+        config: RunnableConfig | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        route = None if is_inside() else find(self, input, config, kwargs)
+        if route is None:
+            return await original(self, input, config, **kwargs)
+        return await route.ainvoke(config)
+
+    return ainvoke
+
+
+def _stream(original: Any, find: Find) -> Any:
+    def stream(
+        self: BaseChatModel,
+        input: Any,  # noqa: A002  (the host's name, which callers may use)
+        config: RunnableConfig | None = None,
+        **kwargs: Any,
+    ) -> Iterator[Any]:
+        route = None if is_inside() else find(self, input, config, kwargs)
+        if route is None:
+            yield from original(self, input, config, **kwargs)
+        else:
+            yield from route.stream(config)
+
+    return stream
+
+
+def _astream(original: Any, find: Find) -> Any:
+    async def astream(
+        self: BaseChatModel,
+        input: Any,  # noqa: A002  (the host's name, which callers may use)
+        config: RunnableConfig | None = None,
+        **kwargs: Any,
+    ) -> AsyncIterator[Any]:
+        route = None if is_inside() else find(self, input, config, kwargs)
+        chunks: AsyncGenerator[Any, None]
+        chunks = original(self, input, config, **kwargs) if route is None else route.astream(config)
+        try:
+            async for chunk in chunks:
+                yield chunk
+        finally:
+            await chunks.aclose()
+
+    return astream
+
+
+def _generate(original: Any, find: Find) -> Any:
+    def generate(
+        self: BaseChatModel, messages: Any, stop: Any = None, callbacks: Any = None, **kwargs: Any
+    ) -> LLMResult:
+        arguments, rest = _split(callbacks, kwargs)
+        routes = _routes(self, messages, {**rest, **_given(stop)}, arguments, find)
+        if not routes:
+            untouched: LLMResult = original(self, messages, stop, callbacks, **kwargs)
+            return untouched
+        return _joined(self, [route.generate(arguments) for route in routes])
+
+    return generate
+
+
+def _agenerate(original: Any, find: Find) -> Any:
+    async def agenerate(
+        self: BaseChatModel, messages: Any, stop: Any = None, callbacks: Any = None, **kwargs: Any
+    ) -> LLMResult:
+        arguments, rest = _split(callbacks, kwargs)
+        routes = _routes(self, messages, {**rest, **_given(stop)}, arguments, find)
+        if not routes:
+            untouched: LLMResult = await original(self, messages, stop, callbacks, **kwargs)
+            return untouched
+        return _joined(self, [await route.agenerate(arguments) for route in routes])
+
+    return agenerate
+
+
+def _events(method: str) -> Callable[[Any, Find], Any]:
+    def make(original: Any, find: Find) -> Any:
+        def events(
+            self: BaseChatModel,
+            input: Any,  # noqa: A002  (as above)
+            config: RunnableConfig | None = None,
+            *,
+            version: str = "v2",
+            **kwargs: Any,
+        ) -> Any:
+            # v1 and v2 come through `stream`, which is wrapped itself.
+            looked_at = version == "v3" and not is_inside()
+            route = find(self, input, config, kwargs) if looked_at else None
+            if route is None:
+                return original(self, input, config, version=version, **kwargs)
+            return route.events(method, config)
+
+        return events
+
+    return make
+
+
+_RUN_ARGUMENTS = ("tags", "metadata", "run_name", "run_id")
+
+
+def _split(callbacks: Any, kwargs: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Returns the arguments of the run, and those of the model."""
+    arguments = {name: kwargs[name] for name in _RUN_ARGUMENTS if name in kwargs}
+    rest = {name: value for name, value in kwargs.items() if name not in arguments}
+    return {**arguments, "callbacks": callbacks}, rest
+
+
+def _given(stop: Any) -> dict[str, Any]:
+    return {} if stop is None else {"stop": stop}
+
+
+def _routes(
+    model: BaseChatModel,
+    prompts: Any,
+    kwargs: Mapping[str, Any],
+    arguments: Mapping[str, Any],
+    find: Find,
+) -> list[Route]:
+    """Returns one route per prompt; none if nothing is to be looked at."""
+    if is_inside():
+        return []
+    config = config_of(arguments)
+    found = [find(model, prompt, config, kwargs) for prompt in prompts]
+    return [route for route in found if route is not None] if None not in found else []
+
+
+def _joined(model: BaseChatModel, results: list[LLMResult]) -> LLMResult:
+    """Returns the results of several prompts as the one that `generate` gives for all of them."""
+    outputs = [result.llm_output for result in results]
+    return LLMResult(
+        generations=[row for result in results for row in result.generations],
+        llm_output=outputs[0] if len(outputs) == 1 else model._combine_llm_outputs(outputs),
+        run=[info for result in results for info in result.run or ()] or None,
+    )
+
+
+ENTRY_POINTS: Mapping[str, Callable[[Any, Find], Any]] = {
+    "invoke": _invoke,
+    "ainvoke": _ainvoke,
+    "stream": _stream,
+    "astream": _astream,
+    "generate": _generate,
+    "agenerate": _agenerate,
+    "stream_events": _events("stream_events"),
+    "astream_events": _events("astream_events"),
+}

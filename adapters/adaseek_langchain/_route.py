@@ -1,0 +1,282 @@
+"""Carries out the plan of one chat-model call, in each of the ways in which a model is called."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
+from typing import Any  # Any: inputs, arguments and replies are those of the user's model class
+
+from langchain_core.language_models import BaseChatModel
+from langchain_core.messages import AIMessage, AIMessageChunk, BaseMessage
+from langchain_core.outputs import ChatGeneration, LLMResult
+from langchain_core.runnables import RunnableConfig, RunnableLambda
+from langchain_core.runnables.config import merge_configs
+
+from adaseek_langchain._flow import Ask, Flow, adrive, drive
+from adaseek_langchain._messages import answer_chunk
+from adaseek_langchain._plan import Plan
+from adaseek_langchain._seam import Carrier, Request, sending
+
+__all__ = ["Route", "config_of", "is_inside"]
+
+_INSIDE: ContextVar[bool] = ContextVar("adaseek_langchain_inside", default=False)
+"""Set while a call runs that was looked at already: what it calls itself is not looked at again."""
+
+_NO_STREAM = "nostream"
+"""LangGraph's tag for runs whose tokens are not the program's answer."""
+
+
+def is_inside() -> bool:
+    """Returns whether this context runs inside a call that has been dealt with."""
+    return _INSIDE.get()
+
+
+@contextmanager
+def _inside(request: Request) -> Iterator[None]:
+    token = _INSIDE.set(True)
+    try:
+        with sending(request):
+            yield
+    finally:
+        _INSIDE.reset(token)
+
+
+@dataclass(frozen=True)
+class Route:
+    """One call of a chat model, and what becomes of it.
+
+    Attributes:
+        request: the call as the program made it.
+        input: its input as given; sent as it is unless there is a plan.
+        plan: what to send instead, or None.
+        carrier: the handler that observes the call, or None.
+        fails_open: whether the original request is sent if putting answers together fails.
+    """
+
+    request: Request
+    input: Any
+    kwargs: Mapping[str, Any]
+    plan: Plan | None
+    carrier: Carrier | None
+    fails_open: bool
+
+    def invoke(self, config: RunnableConfig | None) -> AIMessage:
+        """Returns the answer."""
+        if self.plan is not None and self.plan.flow is not None:
+            return self._put_together(self.plan.flow(), config)
+        model, sent, kwargs = self._single(streams=False)
+        with _inside(self.request):
+            return model.invoke(sent, config, **kwargs)
+
+    async def ainvoke(self, config: RunnableConfig | None) -> AIMessage:
+        """Returns the answer."""
+        if self.plan is not None and self.plan.flow is not None:
+            return await self._aput_together(self.plan.flow(), config)
+        model, sent, kwargs = self._single(streams=False)
+        with _inside(self.request):
+            return await model.ainvoke(sent, config, **kwargs)
+
+    def stream(self, config: RunnableConfig | None) -> Iterator[AIMessageChunk]:
+        """Yields the chunks of the answer as they come; one chunk if several requests made it."""
+        if self.plan is not None and self.plan.flow is not None:
+            yield answer_chunk(self._put_together(self.plan.flow(), config))
+            return
+        model, sent, kwargs = self._single(streams=True)
+        yield from _stepped(model.stream(sent, config, **kwargs), self.request)
+
+    async def astream(self, config: RunnableConfig | None) -> AsyncGenerator[AIMessageChunk, None]:
+        """Yields the chunks of the answer as they come; one chunk if several requests made it."""
+        if self.plan is not None and self.plan.flow is not None:
+            yield answer_chunk(await self._aput_together(self.plan.flow(), config))
+            return
+        model, sent, kwargs = self._single(streams=True)
+        chunks = _astepped(model.astream(sent, config, **kwargs), self.request)
+        try:
+            async for chunk in chunks:
+                yield chunk
+        finally:
+            await chunks.aclose()
+
+    def generate(self, arguments: Mapping[str, Any]) -> LLMResult:
+        """Returns the answer as `generate` returns it; `arguments` are callbacks, tags ..."""
+        if self.plan is not None and self.plan.flow is not None:
+            return _as_result(self._put_together(self.plan.flow(), config_of(arguments)))
+        model, _, kwargs = self._single(streams=False)
+        with _inside(self.request):
+            return model.generate([self._messages()], **arguments, **kwargs)
+
+    async def agenerate(self, arguments: Mapping[str, Any]) -> LLMResult:
+        """Returns the answer as `agenerate` returns it; `arguments` are callbacks, tags ..."""
+        if self.plan is not None and self.plan.flow is not None:
+            return _as_result(await self._aput_together(self.plan.flow(), config_of(arguments)))
+        model, _, kwargs = self._single(streams=False)
+        with _inside(self.request):
+            return await model.agenerate([self._messages()], **arguments, **kwargs)
+
+    def events(self, method: str, config: RunnableConfig | None) -> Any:
+        """Returns what `stream_events` or `astream_events` (v3) gives for the planned request.
+
+        Its stream is read in the consumer's context, so a plan of several requests cannot be
+        carried out here: the request goes out as the program made it, and that is counted.
+        """
+        route = self
+        if self.plan is not None and self.plan.flow is not None:
+            route = Route(self.request, self.input, self.kwargs, None, self.carrier, True)
+            self._missed("several requests cannot be streamed as events of version v3")
+        model, sent, kwargs = route._single(streams=True)
+        with _inside(self.request):
+            return getattr(model, method)(sent, config, version="v3", **kwargs)
+
+    def _single(self, *, streams: bool) -> tuple[BaseChatModel, Any, Mapping[str, Any]]:
+        """Returns model, input and arguments of the one request to send."""
+        if self.plan is None:
+            return self._serving(self.request.model, streams=streams), self.input, self.kwargs
+        ask = self.plan.ask
+        model = self._serving(ask.model, streams=streams)
+        return model, list(ask.request.messages), ask.request.kwargs
+
+    def _messages(self) -> list[BaseMessage]:
+        sent = self.request.messages if self.plan is None else self.plan.ask.request.messages
+        return list(sent)
+
+    def _serving(self, model: BaseChatModel, *, streams: bool) -> BaseChatModel:
+        return model if self.carrier is None else self.carrier.serving(model, streams=streams)
+
+    def _put_together(self, flow: Flow, config: RunnableConfig | None) -> AIMessage:
+        """Returns the answer of several requests, each a child run of one run of ours."""
+
+        def run(_: Any, config: RunnableConfig) -> AIMessage:
+            failures: list[Exception] = []
+
+            def ask(item: Ask) -> AIMessage:
+                try:
+                    return self._ask(item, config)
+                except Exception as error:  # only noted here: the flow decides what it means
+                    failures.append(error)
+                    raise
+
+            try:
+                return drive(flow, ask)
+            except Exception as error:  # an isolation boundary of production
+                self._raise_unless_ours(error, failures)
+                with _inside(self.request):
+                    return self.request.model.invoke(self.input, config, **self.kwargs)
+
+        return RunnableLambda(run, name=self._name()).invoke(self.input, config)
+
+    async def _aput_together(self, flow: Flow, config: RunnableConfig | None) -> AIMessage:
+        """As `_put_together`, on the event loop."""
+
+        async def run(_: Any, config: RunnableConfig) -> AIMessage:
+            failures: list[Exception] = []
+
+            async def ask(item: Ask) -> AIMessage:
+                try:
+                    return await self._aask(item, config)
+                except Exception as error:  # as in `_put_together`
+                    failures.append(error)
+                    raise
+
+            try:
+                return await adrive(flow, ask)
+            except Exception as error:  # as in `_put_together`
+                self._raise_unless_ours(error, failures)
+                with _inside(self.request):
+                    return await self.request.model.ainvoke(self.input, config, **self.kwargs)
+
+        answer: AIMessage = await RunnableLambda(run, name=self._name()).ainvoke(self.input, config)
+        return answer
+
+    def _name(self) -> str:
+        return f"adaseek:{self.request.step}"
+
+    def _ask(self, item: Ask, config: RunnableConfig) -> AIMessage:
+        model = self._serving(item.model, streams=False)
+        with _inside(self._asked(item)):
+            return model.invoke(
+                list(item.request.messages), _unstreamed(config), **item.request.kwargs
+            )
+
+    async def _aask(self, item: Ask, config: RunnableConfig) -> AIMessage:
+        model = self._serving(item.model, streams=False)
+        with _inside(self._asked(item)):
+            return await model.ainvoke(
+                list(item.request.messages), _unstreamed(config), **item.request.kwargs
+            )
+
+    def _asked(self, item: Ask) -> Request:
+        return Request(item.step, item.model, self.request.messages, self.request.kwargs)
+
+    def _raise_unless_ours(self, error: Exception, failures: Sequence[Exception]) -> None:
+        """Raises `error` if a model raised it, or if nothing may be hidden; else counts it."""
+        if not self.fails_open or any(error is failure for failure in failures):
+            raise error
+        self._missed(f"{type(error).__name__}: {error}")
+
+    def _missed(self, reason: str) -> None:
+        if self.carrier is not None:
+            self.carrier.fail_open(self.request.step, reason)
+
+
+def _stepped(chunks: Iterator[Any], request: Request) -> Iterator[Any]:
+    """Yields `chunks`, each made inside the call, none of the consumer's code run inside it."""
+    thrown: BaseException | None = None
+    source: Any = chunks  # a generator: closed and thrown into as without us
+    try:
+        while True:
+            with _inside(request):
+                try:
+                    chunk = next(source) if thrown is None else source.throw(thrown)
+                except StopIteration:
+                    return
+            thrown = None
+            try:
+                yield chunk
+            except GeneratorExit:
+                raise
+            except BaseException as error:  # handed on to the model's own generator
+                thrown = error
+    finally:
+        source.close()
+
+
+async def _astepped(chunks: AsyncIterator[Any], request: Request) -> AsyncGenerator[Any, None]:
+    """As `_stepped`, for an async generator."""
+    thrown: BaseException | None = None
+    source: Any = chunks
+    try:
+        while True:
+            with _inside(request):
+                try:
+                    chunk = await (anext(source) if thrown is None else source.athrow(thrown))
+                except StopAsyncIteration:
+                    return
+            thrown = None
+            try:
+                yield chunk
+            except GeneratorExit:
+                raise
+            except BaseException as error:  # as in `_stepped`
+                thrown = error
+    finally:
+        await source.aclose()
+
+
+def _unstreamed(config: RunnableConfig) -> RunnableConfig:
+    merged: RunnableConfig = merge_configs(config, {"tags": [_NO_STREAM]})
+    return merged
+
+
+def config_of(arguments: Mapping[str, Any]) -> RunnableConfig:
+    """Returns the arguments of a `generate` (callbacks, tags ...) as a config."""
+    config = RunnableConfig()
+    for name in ("callbacks", "tags", "metadata", "run_name", "run_id"):
+        if arguments.get(name) is not None:
+            config[name] = arguments[name]
+    return config
+
+
+def _as_result(message: AIMessage) -> LLMResult:
+    return LLMResult(generations=[[ChatGeneration(message=message)]])
