@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import threading
 import time
+import warnings
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any  # Any: DSPy is untyped
@@ -184,6 +186,7 @@ class Recorder(BaseCallback):  # type: ignore[misc]  # DSPy is untyped
         """Records a model that could not be wrapped (held in a closure and called directly)."""
         if getattr(instance, "observed_by_adaseek", False):
             return
+        _warn_of_hidden(model_reference(instance).key)
         request = self.open_request(instance)
         with self._lock:
             self._unwrapped[call_id] = (request, instance)
@@ -271,6 +274,19 @@ class Recorder(BaseCallback):  # type: ignore[misc]  # DSPy is untyped
             frame.end_s = self.now_s()
             frame.error = _text(exception)
         return frame
+
+
+@functools.cache
+def _warn_of_hidden(model: str) -> None:
+    # Remembered here: Python's own "once" starts anew whenever any library touches the filters.
+    warnings.warn(
+        f"The program calls the language model {model} directly, and no attribute of the program "
+        "holds it (a closure or a global variable does). Its calls are counted, but always paid "
+        "for: neither the journal's memo nor the limit on requests at once covers them. Hold it "
+        "in an attribute (self.lm = ...), or call dspy.settings.lm.",
+        RuntimeWarning,
+        stacklevel=2,
+    )
 
 
 def _owner_of_tool() -> str:

@@ -132,6 +132,21 @@ def test_a_model_held_by_a_closure_is_counted(
     assert {call.model.id for call in trace.calls if call.model} == {"openai/m3"}
 
 
+def test_a_model_that_no_attribute_holds_is_warned_of_once_with_the_cure(
+    make_lm: Callable[..., Any], lm: Any, recwarn: pytest.WarningsRecorder
+) -> None:
+    hidden = make_lm("openai/hidden")
+    for _ in range(2):
+        ran(Program(lambda p, q: p.a(q=hidden("direct")[0]), a=dspy.Predict("q -> x")))
+    told = [str(w.message) for w in recwarn if w.category is RuntimeWarning]
+    assert len(told) == 1
+    assert "openai/hidden" in told[0] and "self.lm = ..." in told[0]
+    held = Program(lambda p, q: p.a(q=p.own("direct")[0]), a=dspy.Predict("q -> x"))
+    held.own = make_lm("openai/held")
+    ran(held)
+    assert not any("openai/held" in str(w.message) for w in recwarn)
+
+
 def test_a_model_chosen_inside_the_program_is_counted(
     make_lm: Callable[..., Any], lm: Any, server: LoopbackServer
 ) -> None:
