@@ -72,7 +72,11 @@ class Specs:
 
     @hookspec(firstresult=True)
     def adaseek_example(self, obj: Any, raw: Any) -> Example | None:
-        """Returns the framework's own example object `raw` as an `Example`."""
+        """Returns the framework's own example object `raw` as an `Example`.
+
+        `raw` may also be an `Example` that was read from a file and so has no framework object:
+        return it with one, or None if the framework has no example objects.
+        """
 
     @hookspec(firstresult=True)
     def adaseek_metric(self, obj: Any, metric: Callable[..., Any]) -> Callable[..., Any] | None:

@@ -94,13 +94,16 @@ class Program:
     def examples(self, name: str, raws: Sequence[Any]) -> list[Example]:
         """Returns the distinct examples of `raws`, in order.
 
+        Examples that were read from a file have no object of the framework yet: the adapter makes
+        it, since the user's metric expects one.
+
         Raises:
             ExampleError: if one cannot be used.
             ConfigurationError: if the adapter does not know the type.
         """
         examples: dict[str, Example] = {}
         for index, raw in enumerate(raws):
-            example = raw if isinstance(raw, Example) else self._example(name, index, raw)
+            example = self._example(name, index, raw)
             examples.setdefault(example.id, example)
         return list(examples.values())
 
@@ -168,7 +171,11 @@ class Program:
         return tuple(dict.fromkeys(models))
 
     def _example(self, name: str, index: int, raw: Any) -> Example:
+        if isinstance(raw, Example) and raw.raw is not None:
+            return raw
         example: Example | None = self._hook.adaseek_example(obj=self.obj, raw=raw)
+        if example is None and isinstance(raw, Example):
+            return raw
         if example is None:
             raise ConfigurationError(
                 f"`{name}[{index}]` is a {type(raw).__name__}, which the "

@@ -156,7 +156,7 @@ def tuner(result: TuningResult, monkeypatch: pytest.MonkeyPatch) -> FakeTuner:
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """The working directory: a module, a file of examples, and the toy framework installed."""
     monkeypatch.chdir(tmp_path)
-    for module in (cli_app, inspection, load):
+    for module in (cli_app, inspection):
         monkeypatch.setattr(module, "load_plugins", lambda: plugins.load_plugins([ToyPlugin()]))
     (tmp_path / "qa_program.py").write_text(PROGRAM)
     rows = ({"question": f"q{i}", "answer": f"a{i}"} for i in range(3))
@@ -421,7 +421,7 @@ def test_a_metric_must_be_callable(folder: Path) -> None:
 
 def test_named_inputs_replace_the_programs_own(folder: Path) -> None:
     found = load.read_examples(
-        folder / "data.jsonl", program=None, inputs=["answer"], default_inputs=["question"]
+        folder / "data.jsonl", inputs=["answer"], default_inputs=["question"]
     )
     assert found[1] == Example(found[1].id, {"answer": "a1"}, {"question": "q1"})
 
@@ -438,45 +438,32 @@ def test_a_bad_line_is_named(folder: Path, text: str, message: str) -> None:
     file = folder / "bad.jsonl"
     file.write_text(text)
     with pytest.raises(ExampleError) as error:
-        load.read_examples(file, program=None, inputs=["question"])
+        load.read_examples(file, inputs=["question"])
     assert message in str(error.value)
 
 
 def test_text_in_another_encoding_is_an_error(folder: Path) -> None:
     (folder / "latin.jsonl").write_bytes('{"question": "\xe9"}'.encode("latin-1"))
     with pytest.raises(ExampleError, match="is not UTF-8"):
-        load.read_examples(folder / "latin.jsonl", program=None, inputs=["question"])
+        load.read_examples(folder / "latin.jsonl", inputs=["question"])
 
 
 def test_a_line_separator_inside_a_text_does_not_end_the_line(folder: Path) -> None:
     file = folder / "unicode.jsonl"
     file.write_text('{"question": "a\u2028b\x0b"}'.replace("\x0b", "\\u000b"), encoding="utf-8")
-    found = load.read_examples(file, program=None, inputs=["question"])
+    found = load.read_examples(file, inputs=["question"])
     assert found[0].inputs == {"question": "a\u2028b\x0b"}
 
 
 def test_an_empty_file_is_an_error(folder: Path) -> None:
     (folder / "empty.jsonl").write_text("\n")
     with pytest.raises(ConfigurationError, match="at least one line"):
-        load.read_examples(folder / "empty.jsonl", program=None, inputs=["question"])
+        load.read_examples(folder / "empty.jsonl", inputs=["question"])
 
 
 def test_without_inputs_the_cure_is_named(folder: Path) -> None:
     with pytest.raises(ConfigurationError, match="--inputs question,context"):
-        load.read_examples(folder / "data.jsonl", program=None)
-
-
-def test_an_adapter_may_turn_examples_into_its_own(
-    folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    class Adapter:
-        @hookimpl
-        def adaseek_example(self, obj: Any, raw: Any) -> Any:
-            return replace(raw, raw=("mine", raw.inputs["question"]))
-
-    monkeypatch.setattr(load, "load_plugins", lambda: plugins.load_plugins([Adapter()]))
-    found = load.read_examples(folder / "data.jsonl", program=None, inputs=["question"])
-    assert found[2].raw == ("mine", "q2")
+        load.read_examples(folder / "data.jsonl")
 
 
 @pytest.mark.parametrize(

@@ -23,11 +23,15 @@ from adaseek.errors import (
     TooManyErrorsError,
     TranslationError,
 )
+from adaseek.hooks import hookimpl
+from adaseek.plugins import load_plugins
+from adaseek.program import Program
 from adaseek.recipe import Ensemble, Recipe, Setting
 from adaseek.result import TuningResult
 from adaseek.search.base import Constraint
 from adaseek.testing.scripted import ScriptedAdapter, ScriptedOutcome, ScriptedProgram
 from adaseek.tuner import Tuner
+from adaseek.workflow import Example
 
 PRICES = {"large": {"input": 1.0, "output": 2.0}, "small": {"input": 0.2, "output": 0.4}}
 TRAIN = [{"question": f"train {i}", "answer": "yes"} for i in range(24)]
@@ -57,6 +61,12 @@ def flat(settings, example) -> ScriptedOutcome:
     return ScriptedOutcome(
         "yes" if draw < 0.5 else "no", output_tokens=int(20 + 40 * luck), latency_s=0.5 + luck
     )
+
+
+class NoExamples(ScriptedAdapter):
+    @hookimpl
+    def adaseek_example(self, obj, raw):
+        return None
 
 
 def metric(example, output) -> bool:
@@ -309,6 +319,26 @@ def test_unusable_answers_lower_the_score_and_do_not_stop_the_run(tmp_path):
     result, _ = run(tmp_path, sloppy)
     assert result.original.num_failed > 0
     assert result.original.train["quality"].mean < 0.5
+
+
+def test_examples_that_were_read_from_a_file_become_the_frameworks_own(tmp_path):
+    def rows(split):
+        return [
+            Example(e["question"], {"question": e["question"]}, {"answer": "yes"}) for e in split
+        ]
+
+    def strict(example, output):
+        return example["answer"] == output
+
+    result, _ = run(tmp_path / "a", metric=strict, trainset=rows(TRAIN), valset=rows(VAL))
+    same, _ = run(tmp_path / "b", metric=strict)
+    assert result.recipe == same.recipe
+
+
+def test_examples_of_a_framework_without_any_are_taken_as_they_are():
+    bound = Program(ScriptedProgram(helpful), load_plugins([NoExamples()]))
+    example = Example("id", {"question": "?"})
+    assert bound.examples("data", [example, example]) == [example]
 
 
 def test_unknown_objects_and_programs_without_steps_are_refused(tmp_path):

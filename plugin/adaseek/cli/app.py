@@ -347,9 +347,7 @@ def serve(arguments: tuple[str, ...]) -> int:
 def _reader(program: Any, inputs: str | None) -> Callable[[Path], list[Any]]:
     """Returns what reads a file of examples for `program`."""
     own = Program(program, load_plugins()).workflow.inputs
-    return lambda path: load.read_examples(
-        path, program=program, inputs=_split(inputs), default_inputs=own
-    )
+    return lambda path: load.read_examples(path, inputs=_split(inputs), default_inputs=own)
 
 
 def _own_model(program: Any) -> Any:

@@ -16,7 +16,6 @@ from typing import Any, cast  # Any: the program and its data are the user's own
 
 from adaseek._canonical import fingerprint
 from adaseek.errors import AdaseekError, ConfigurationError, ExampleError, choices, require
-from adaseek.plugins import load_plugins
 from adaseek.search.base import OBJECTIVES, Constraint, Objective
 from adaseek.workflow import Example
 
@@ -52,9 +51,9 @@ def function(spec: str, name: str) -> Callable[..., Any]:
 
 
 def read_examples(
-    path: Path, *, program: Any, inputs: Sequence[str] = (), default_inputs: Sequence[str] = ()
-) -> list[Any]:
-    """Returns the examples in a JSON Lines file, as the framework of `program` has them.
+    path: Path, *, inputs: Sequence[str] = (), default_inputs: Sequence[str] = ()
+) -> list[Example]:
+    """Returns the examples in a JSON Lines file.
 
     Args:
         path: a file with one JSON object per line; empty lines are skipped.
@@ -73,8 +72,7 @@ def read_examples(
         "must be given: the program does not say what it is called with",
         cure="Write --inputs question,context.",
     )
-    hook = load_plugins().hook
-    examples: list[Any] = []
+    examples: list[Example] = []
     for number, row in _rows(path):
         missing = [name for name in names if name not in row]
         if missing:
@@ -85,8 +83,7 @@ def read_examples(
         known = {name: row[name] for name in names}
         labels = {name: value for name, value in row.items() if name not in names}
         identifier = fingerprint({"inputs": known, "labels": labels})
-        example = Example(identifier, known, labels)
-        examples.append(hook.adaseek_example(obj=program, raw=example) or example)
+        examples.append(Example(identifier, known, labels))
     require(bool(examples), "examples", str(path), "must hold at least one line")
     return examples
 

@@ -139,6 +139,8 @@ class ScriptedAdapter:
     def adaseek_example(self, obj: Any, raw: Any) -> Example | None:
         if not isinstance(obj, ScriptedProgram):
             return None
+        if isinstance(raw, Example):
+            raw = {**raw.inputs, **raw.labels}
         inputs = {"question": raw["question"]}
         labels = {name: value for name, value in raw.items() if name != "question"}
         return Example(fingerprint([inputs, labels]), inputs, labels, raw)
