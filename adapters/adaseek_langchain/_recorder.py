@@ -25,6 +25,7 @@ from adaseek_langchain._keys import (
     StepId,
     call_site,
     child_path,
+    position,
     step_id,
     user_frame,
 )
@@ -96,9 +97,12 @@ class Recorder:
     Args:
         max_trees: finished invocations to keep.
         price: turns the usage of one call into USD, None: unknown.
+        adopts: whether a run without a parent belongs to the invocation that is open: a thread
+            that the program starts without its context cannot name one.
     """
 
-    def __init__(self, max_trees: int, price: Price | None = None) -> None:
+    def __init__(self, max_trees: int, price: Price | None = None, *, adopts: bool = False) -> None:
+        self._adopts = adopts
         self.finished: deque[Tree] = deque(maxlen=max_trees)
         self._price = price
         self._runs: dict[UUID, Run] = {}
@@ -121,13 +125,18 @@ class Recorder:
             return None
         now = time.perf_counter()
         parent = self._runs.get(parent_id) if parent_id is not None else None
+        if parent is None and self._adopts:
+            parent = self._open_root()
         frame = user_frame()
         tree = parent.tree if parent is not None else Tree(now)
         path: tuple[str, ...] = ()
         if parent is not None and kind != "lm":
             site = call_site(frame) if frame is not None and id(frame) != parent.frame else ""
             label = f"tool:{name}" if kind == "tool" else name
-            path = child_path(parent.path, label, tags, site)
+            if not site and _only_wraps(parent, name, tags):
+                path = _unwrapped(parent, name)
+            else:
+                path = child_path(parent.path, label, tags, site)
         run = Run(run_id, tree, parent, kind, name, path, id(frame) if frame else 0, now)
         run.given, run.tags = given, tags or ()
         if parent is not None:
@@ -161,14 +170,24 @@ class Recorder:
         """Returns the running run `run_id`."""
         return self._runs.get(run_id) if run_id is not None else None
 
-    def step_of(self, parent_id: UUID | None, tags: Sequence[str] | None, variant: str) -> StepId:
-        """Returns the id of the chat-model call that the user's innermost frame makes now."""
+    def step_of(
+        self, parent_id: UUID | None, tags: Sequence[str] | None, variant: str, name: str = ""
+    ) -> StepId:
+        """Returns the id of the chat-model call that the user's innermost frame makes now.
+
+        Args:
+            name: what the run of the model is called.
+        """
         parent = self.find(parent_id)
         frame = user_frame()
         started = parent.frame if parent is not None else 0
         site = call_site(frame) if frame is not None and id(frame) != started else ""
+        variant = variant if self._in_fallbacks(parent) else ""
         path = parent.path if parent is not None else ()
-        return step_id(path, tags, site, variant if self._in_fallbacks(parent) else "")
+        if parent is not None and not site and _only_wraps(parent, name, tags):
+            path = parent.parent.path if parent.parent is not None else ()
+            site, tags = _site(parent), parent.tags
+        return step_id(path, tags, site, variant)
 
     def _in_fallbacks(self, parent: Run | None) -> bool:
         """Returns whether the call is one of several models that stand in for each other.
@@ -180,6 +199,11 @@ class Recorder:
         inner = self.find(getattr((config or {}).get("callbacks"), "parent_run_id", None))
         found = (parent, inner if inner is not None and inner.parent is parent else None)
         return any(run is not None and run.name == _FALLBACKS for run in found)
+
+    def _open_root(self) -> Run | None:
+        with self._lock:
+            tree = next(iter(self._open.values()), None)
+        return tree.root if tree is not None else None
 
     def _opened(self, tree: Tree) -> None:
         with self._lock:
@@ -275,6 +299,28 @@ class Recorder:
         reported = usage.input_tokens or usage.output_tokens
         cost = self._price(model, usage, duration_s) if self._price and reported else None
         return replace(usage, cost_usd=cost)
+
+
+def _only_wraps(parent: Run, name: str, tags: Sequence[str] | None) -> bool:
+    """Returns whether `parent` is nothing but retries or fallbacks around a run called `name`.
+
+    A stream has no run for retries, and other parents for fallbacks, so neither may be part of
+    a step's id. Retries are called what they wrap.
+    """
+    return parent.kind is None and not position(tags) and parent.name in (name, _FALLBACKS)
+
+
+def _unwrapped(wrapper: Run, name: str) -> tuple[str, ...]:
+    """Returns the path that the run inside `wrapper` has where there is no wrapper."""
+    if wrapper.parent is None:
+        return ()
+    return child_path(wrapper.parent.path, name, wrapper.tags, _site(wrapper))
+
+
+def _site(run: Run) -> str:
+    """Returns the place in the user's code that made `run`, as its path tells."""
+    _, at, place = run.path[-1].partition("@") if run.path else ("", "", "")
+    return at + place
 
 
 def _code(root: Run) -> Iterator[Run]:

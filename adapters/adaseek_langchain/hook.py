@@ -127,7 +127,7 @@ class AdaSeekHook(Carrier):
         parent = getattr(manager, "parent_run_id", None)
         tags = getattr(manager, "tags", None) or config.get("tags")
         variant = _variant(model)
-        step = self._recorder.step_of(parent, tags, variant)
+        step = self._recorder.step_of(parent, tags, variant, model.get_name())
         return Request(step, model, tuple(messages), dict(kwargs))
 
     def serving(self, model: BaseChatModel, *, streams: bool = False) -> BaseChatModel:
@@ -286,7 +286,7 @@ class AdaSeekHook(Carrier):
             settings = (serialized or {}).get("kwargs") or {}
             run.settings = {**run.parameters, **settings, "_class": _name(serialized)}
             variant = _first_text(run.settings, "model_name", "model")
-            run.step = self._recorder.step_of(parent_run_id, tags, variant)
+            run.step = self._recorder.step_of(parent_run_id, tags, variant, run.name)
         return run
 
 
