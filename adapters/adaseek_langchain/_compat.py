@@ -13,7 +13,7 @@ import threading
 import types
 from collections.abc import Callable, Iterator
 from contextvars import ContextVar
-from typing import Any  # Any: deep names have no stable types
+from typing import Any, cast  # Any: deep names have no stable types
 
 from langchain_core.retrievers import BaseRetriever
 from langchain_core.tools import BaseTool

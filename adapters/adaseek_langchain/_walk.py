@@ -79,13 +79,20 @@ _NOTHING = _Around()
 
 @dataclass
 class Walk:
-    """What was found; `asking_tools` are the names of tools that ask models themselves."""
+    """What was found.
+
+    Attributes:
+        asking_tools: names of tools that ask models themselves.
+        async_only: some part of it has no sync form.
+        starts_threads: the user's code seems to start threads of its own.
+    """
 
     models: list[FoundModel] = field(default_factory=list)
     tools: dict[str, BaseTool] = field(default_factory=dict)
     asking_tools: set[str] = field(default_factory=set)
     retrievers: list[BaseRetriever] = field(default_factory=list)
     async_only: bool = False
+    starts_threads: bool = False
     _seen: set[tuple[int, Path | None]] = field(default_factory=set)
     _kept: list[Any] = field(default_factory=list)  # ids stay those of living objects
 
@@ -214,6 +221,7 @@ class Walk:
         if functions and not any(not inspect.iscoroutinefunction(f) for f in functions):
             self.async_only = True
         for function in functions:
+            self.starts_threads |= _starts_threads(function)
             # An agent's own node calls its model itself; other functions are the user's code.
             is_agent = function.__module__.startswith(_AGENT_NODES)
             for value in _held_by_function(function):
@@ -234,6 +242,7 @@ class Walk:
             self.async_only = True
         for function in functions:
             where = {**rest, "where": f"function `{function.__qualname__}`"}
+            self.starts_threads |= _starts_threads(function)
             for value in _held_by_function(function):
                 self.visit(value, None, **where)
         self._attributes(node, rest)
@@ -330,6 +339,16 @@ def _held_by_function(function: Any) -> Iterator[Any]:
         yield inner.__globals__[name]
     yield from inner.__defaults__ or ()
     yield from (inner.__kwdefaults__ or {}).values()
+
+
+def _starts_threads(function: Any) -> bool:
+    """Returns whether the user's `function` names what starts threads without its context."""
+    inner = inspect.unwrap(getattr(function, "__func__", function))
+    code = getattr(inner, "__code__", None)
+    module = str(getattr(inner, "__module__", "")).partition(".")[0]
+    if code is None or module.startswith(("langchain", "langgraph")):
+        return False
+    return bool(_names_used(code) & {"ThreadPoolExecutor", "Thread", "run_in_executor"})
 
 
 def _names_used(code: Any) -> set[str]:
