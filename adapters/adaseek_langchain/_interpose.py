@@ -28,6 +28,7 @@ from adaseek_langchain._seam import Carrier, active_carrier
 
 __all__ = [
     "ENTRY_POINTS",
+    "EVERYWHERE",
     "Find",
     "by_carrier",
     "carrier_of",
@@ -43,6 +44,27 @@ Find = Callable[[BaseChatModel, Any, RunnableConfig | None, Mapping[str, Any]], 
 """Model, input, config and arguments of a call -> what becomes of it; None: as without us."""
 
 _MARK = "__adaseek_original__"
+
+
+class Everywhere:
+    """Holds the carrier of every call of this process, if there is one.
+
+    It stands in LangChain's list of hooks where a context variable is expected: a context variable
+    shows new threads and tasks nothing but its default, which is fixed when it is made, and this
+    one shows every one of them the carrier that is on now.
+    """
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+        self.carrier: Carrier | None = None
+
+    def get(self) -> Carrier | None:
+        return self.carrier
+
+
+EVERYWHERE = Everywhere()
+"""Global as LangChain's own list of hooks is: there is one per process."""
+
 _LOCK = threading.RLock()  # a holder may be collected while its own thread is in here
 _HOLDERS: dict[int, weakref.finalize[..., Any]] = {}
 """Who needs the wrappers. Global like the class that is wrapped; nothing else is kept here."""
@@ -116,7 +138,9 @@ def carrier_of(model: BaseChatModel, config: RunnableConfig) -> Carrier | None:
 
     Of several, the innermost one that has a recipe: the nearest to the call knows best.
     """
-    handlers = (*_handlers(config.get("callbacks")), *_handlers(model.callbacks))
+    # The first for a call that was given no callbacks at all: LangChain adds it further down.
+    own = _handlers(model.callbacks)
+    handlers = (EVERYWHERE.carrier, *_handlers(config.get("callbacks")), *own)
     carriers = [handler for handler in handlers if isinstance(handler, Carrier)]
     active = active_carrier()
     if active is not None and active not in carriers:
