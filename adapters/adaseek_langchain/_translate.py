@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import replace
 from typing import Any  # Any: programs, inputs and templates are the user's
 
@@ -94,7 +94,8 @@ def _probed_steps(probed: Probed, found: Walk) -> dict[str, Step]:
     for step, observations in seen.items():
         prompts = {p for o in observations for p in _prompts_of(found, o)}
         num_demos = _num_demos(next(iter(prompts))) if len(prompts) == 1 else 0
-        made = lm_step(observations, _agreed(templates[step]), num_demos)
+        template = _with_partials(_agreed(templates[step]), observations, prompts)
+        made = lm_step(observations, template, num_demos)
         steps[step] = _unreachable(made) if step in probed.detached else made
     return steps
 
@@ -166,6 +167,39 @@ def _after_close(text: str) -> int:
     closed = text.find("}")
     opened = text.find("{")
     return closed + 1 if closed >= 0 and (opened < 0 or closed < opened) else 0
+
+
+def _with_partials(template: str, seen: Sequence[Observation], prompts: Collection[_ById]) -> str:
+    """Returns `template` with `{name}` where a prompt's partial variables stand in it.
+
+    They are given by the program, not by its author's prose: format instructions, for one, which
+    a parser relies on and new instructions must not lose.
+    """
+    if len(prompts) != 1:
+        return template
+    partials = getattr(next(iter(prompts)).prompt, "partial_variables", None) or {}
+    # A template without any name yet is plain text, whose braces are not doubled.
+    is_plain = any(template == text for o in seen for text in _system_texts(o.messages))
+    text = _doubled(template) if is_plain else template
+    filled = text
+    for name, value in partials.items():
+        if isinstance(value, str) and value.strip():
+            filled = filled.replace(_doubled(value), f"{{{name}}}")
+    return filled if filled != text else template
+
+
+def _system_texts(messages: Sequence[BaseMessage]) -> Iterator[str]:
+    """Yields the first system message, the first two, and so on, as one text each."""
+    texts: list[str] = []
+    for message in messages:
+        if message.type != "system":
+            return
+        texts.append(str(message.text))
+        yield "\n\n".join(texts)
+
+
+def _doubled(text: str) -> str:
+    return text.replace("{", "{{").replace("}", "}}")
 
 
 def _unreachable(step: Step) -> Step:
