@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any  # Any: callback arguments are the framework's own
 from uuid import UUID
 
+from adaseek.errors import choices
 from adaseek.evaluation.pricing import PriceTable
 from adaseek.recipe import Recipe, owner_id
 from adaseek.workflow import ModelRef, Step, StepKind, Trace, Workflow
@@ -68,6 +69,7 @@ class AdaSeekHook(Carrier):
         self._rewards = dict(rewards or {})
         self._workflow = workflow
         self._stream_usage = stream_usage
+        self._is_met = False
         self._lock = threading.Lock()
         table = PriceTable.parse(prices or {})
         self._recorder = Recorder(max_traces, table.price)
@@ -148,6 +150,19 @@ class AdaSeekHook(Carrier):
                 stacklevel=2,
             )
 
+    def _check_met(self, ended: Run | None) -> None:
+        """Counts an invocation that asked models, none of them at a step of the recipe.
+
+        Once a step of the recipe was met, it is for this program: another branch may lack it.
+        """
+        if self._is_met or ended is None or ended.parent is not None or self._recipe.is_empty:
+            return
+        seen = {owner_id(run.step) for run in ended.tree.runs if run.kind == "lm"}
+        wanted = sorted({owner_id(step) for step in self._recipe.settings})
+        self._is_met = not seen.isdisjoint(wanted)
+        if seen and not self._is_met:
+            self.fail_open(min(seen), f"the recipe is for other steps: {choices(wanted)}")
+
     # -- LangChain's callback protocol -----------------------------------------------------
 
     def on_chain_start(
@@ -170,7 +185,7 @@ class AdaSeekHook(Carrier):
             run.run_type = run_type
 
     def on_chain_end(self, outputs: Any, *, run_id: UUID, **kwargs: Any) -> None:
-        self._recorder.end(run_id, outputs)
+        self._check_met(self._recorder.end(run_id, outputs))
 
     def on_chain_error(self, error: BaseException, *, run_id: UUID, **kwargs: Any) -> None:
         self._recorder.end(run_id, error=error)
@@ -212,7 +227,7 @@ class AdaSeekHook(Carrier):
         self._recorder.first_token(run_id)
 
     def on_llm_end(self, response: LLMResult, *, run_id: UUID, **kwargs: Any) -> None:
-        self._recorder.end(run_id, response)
+        self._check_met(self._recorder.end(run_id, response))
 
     def on_llm_error(self, error: BaseException, *, run_id: UUID, **kwargs: Any) -> None:
         self._recorder.end(run_id, error=error)
