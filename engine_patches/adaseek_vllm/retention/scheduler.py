@@ -1,23 +1,272 @@
-"""KV retention inside vLLM's scheduler."""
+"""KV retention inside vLLM's scheduler (0.32), synchronous or asynchronous.
+
+Overrides call vLLM's own method and add to it. One function is wrapped on one instance:
+`KVCacheManager.allocate_slots`, so that whoever lacks memory gets what paused sessions hold within
+the same call, before vLLM would preempt a running request or leave one waiting.
+"""
 
 from __future__ import annotations
 
+import math
+import time
+from collections.abc import Sequence
 from typing import Any
 
 from vllm.v1.core.sched.scheduler import Scheduler
+from vllm.v1.request import RequestStatus
 
-from adaseek_vllm.retention.settings import RetentionSettings
+from adaseek_vllm._compat.kv_blocks import PrefixCacheBlocks
+from adaseek_vllm.config import FeatureSettingsError
+from adaseek_vllm.retention.controller import EndedTurn, Outcome, Released, RetentionController
+from adaseek_vllm.retention.hints import Hints
+from adaseek_vllm.retention.policy import EngineLoad
+from adaseek_vllm.retention.sessions import SessionKey
+from adaseek_vllm.retention.settings import FLAG, RetentionSettings
+from adaseek_vllm.retention.waste import StepCost
 
 __all__ = ["RetentionMixin"]
 
+# Steps are looked at one by one until there are enough, then now and then.
+_LEARN_ALL, _LEARN_EVERY = 200, 8
+# More steps than vLLM keeps in flight: their output was never handed back.
+_MAX_AWAITED = 64
+# Bounds a wait for memory where steps are far slower than the limit in seconds expects.
+_MAX_WAIT_STEPS = 50
 
-# vLLM's types are not followed by every type checker.
+
+# vLLM's types are not followed by every type checker, and its requests are passed as they are.
 class RetentionMixin(Scheduler):  # type: ignore[misc]
-    """Goes before vLLM's scheduler class, synchronous or asynchronous."""
+    """Goes before `Scheduler` or `AsyncScheduler` in the order of classes."""
 
-    # The arguments are the scheduler's own.
     def __init__(self, *args: Any, vllm_config: Any, **kwargs: Any) -> None:
         super().__init__(*args, vllm_config=vllm_config, **kwargs)
-        self.retention_settings = RetentionSettings.read(
-            vllm_config.additional_config["kv_retention"]
+        settings = RetentionSettings.read(vllm_config.additional_config["kv_retention"])
+        self._check_supported()
+        self.retention_blocks = PrefixCacheBlocks(self.kv_cache_manager)
+        self.retention = RetentionController(
+            settings,
+            self.retention_blocks,
+            num_blocks=self.retention_blocks.num_usable,
+            block_tokens=self.block_size,
+            now=self._retention_now,
+            load=self._retention_load,
         )
+        self._retention_reports: dict[str, dict[str, object]] = {}
+        # When each request that lacks memory first did.
+        self._short_since: dict[str, tuple[float, int]] = {}
+        # Steps whose output is awaited, by the identity of what was scheduled.
+        self._steps: dict[int, tuple[float, int, float]] = {}
+        self._last_output_s = 0.0
+        self._num_steps = 0
+        self._allocate_stock = self.kv_cache_manager.allocate_slots
+        self.kv_cache_manager.allocate_slots = self._allocate_or_reclaim
+
+    # Requests.
+
+    def add_request(self, request: Any) -> None:
+        if request.request_id not in self.requests:
+            request.arrival_time = self._retention_arrival(request)
+        super().add_request(request)
+
+    def _free_blocks(self, request: Any) -> None:
+        outcome = self._retention_ended(request)
+        super()._free_blocks(request)
+        if outcome is not None and outcome.reuse_first:
+            self.retention_blocks.reuse_first(outcome.reuse_first)
+
+    def _free_request(self, request: Any, delay_free_blocks: bool = False) -> Any:
+        kv_params, ec_params = super()._free_request(request, delay_free_blocks)
+        report = self._retention_reports.pop(request.request_id, None)
+        if report is not None:
+            kv_params = {**(kv_params or {}), "kv_retention": report}
+        return kv_params, ec_params
+
+    # Steps.
+
+    def schedule(self, throttle_prefills: bool = False) -> Any:
+        started_s = self._retention_now()
+        output = super().schedule(throttle_prefills)
+        for new in output.scheduled_new_reqs:
+            self.retention.admitted(new.req_id)
+            self._short_since.pop(new.req_id, None)
+        num_tokens = output.total_num_scheduled_tokens
+        if (pairs := self._context_pairs(output)) is not None:
+            self._steps[id(output)] = (started_s, num_tokens, pairs)
+        if reuse_first := self.retention.tick(num_new_tokens=num_tokens):
+            self.retention_blocks.reuse_first(reuse_first)
+        return output
+
+    def update_from_output(self, scheduler_output: Any, model_runner_output: Any) -> Any:
+        outputs = super().update_from_output(scheduler_output, model_runner_output)
+        now_s = self._retention_now()
+        if (step := self._steps.pop(id(scheduler_output), None)) is not None:
+            started_s, num_tokens, pairs = step
+            # Under asynchronous scheduling a step starts when the one before it is done.
+            seconds = now_s - max(started_s, self._last_output_s)
+            self.retention.step_cost.observe(num_tokens, pairs, seconds)
+        self._last_output_s = now_s
+        return outputs
+
+    def _allocate_or_reclaim(self, request: Any, num_new_tokens: int, *args: Any, **kw: Any) -> Any:
+        """Returns slots as vLLM would, taking what paused sessions hold if there are none."""
+        slots = self._allocate_stock(request, num_new_tokens, *args, **kw)
+        if slots is not None:
+            return slots
+        self.retention.note_shortage()
+        must = self._must_have(request)
+        released: list[Released] = []
+        while slots is None:
+            num_missing = self._num_missing_blocks(request, num_new_tokens, kw)
+            given = self.retention.reclaim(num_missing, request_id=request.request_id, must=must)
+            if given is None:
+                break
+            released.append(given)
+            slots = self._allocate_stock(request, num_new_tokens, *args, **kw)
+        if slots is None and request.status != RequestStatus.RUNNING:
+            # It was not enough: nobody took a block, so nothing need be lost. For a running
+            # request vLLM now preempts another, and must find nothing held when it does.
+            self.retention.restore(released)
+        return slots
+
+    def _num_missing_blocks(self, request: Any, num_new_tokens: int, kw: dict[str, Any]) -> int:
+        """Returns about how many blocks are missing, at least one; asking again corrects it."""
+        num_had = int(request.num_computed_tokens + kw.get("num_new_computed_tokens", 0))
+        num_wanted = num_new_tokens
+        if request.status != RequestStatus.RUNNING:
+            num_wanted = max(num_new_tokens, int(request.num_tokens) - num_had)
+        num_blocks = math.ceil(num_wanted / int(self.block_size))
+        return max(1, num_blocks - self.retention_blocks.num_free())
+
+    # Everything is let go.
+
+    def reset_prefix_cache(
+        self, reset_running_requests: bool = False, reset_connector: bool = False
+    ) -> bool:
+        self.retention.release_all()
+        return bool(super().reset_prefix_cache(reset_running_requests, reset_connector))
+
+    def shutdown(self) -> None:
+        self.retention.release_all()
+        super().shutdown()
+
+    # Within.
+
+    def _retention_now(self) -> float:
+        return time.monotonic()
+
+    def _check_supported(self) -> None:
+        if not self.kv_cache_manager.enable_caching:
+            raise FeatureSettingsError(
+                f"{FLAG} keeps blocks of vLLM's prefix cache, which is off for this model or by "
+                "--no-enable-prefix-caching: leave one of the two out."
+            )
+        if self.is_encoder_decoder:
+            raise FeatureSettingsError(f"{FLAG} does not support encoder-decoder models.")
+        if self.connector is not None:
+            raise FeatureSettingsError(f"{FLAG} does not work beside another KV connector.")
+
+    def _retention_arrival(self, request: Any) -> float:
+        hints = Hints.read(_extra_args(request))
+        name = request.session_id or hints.session
+        tenant, adapter = _owner(request)
+        arrival_s = self.retention.arrived(
+            request.request_id,
+            SessionKey(tenant, adapter, str(name)) if name else None,
+            arrival_s=request.arrival_time,
+            fingerprints=lambda: list(reversed(request.block_hashes)),
+            hits=lambda: self._hits_of_prompt(request),
+        )
+        if self.retention.settings.order == "session":
+            return arrival_s
+        return float(request.arrival_time)
+
+    def _hits_of_prompt(self, request: Any) -> Sequence[int]:
+        if request.skip_reading_prefix_cache:
+            return ()
+        # vLLM computes the last token of a prompt in any case.
+        return self.retention_blocks.hits(request, request.num_tokens - 1)[0]
+
+    def _retention_ended(self, request: Any) -> Outcome | None:
+        """Tells the controller how a request ended, and keeps a report for its response."""
+        self._short_since.pop(request.request_id, None)
+        is_abort = request.status == RequestStatus.FINISHED_ABORTED
+        is_over = request.status in (
+            RequestStatus.FINISHED_STOPPED,
+            RequestStatus.FINISHED_LENGTH_CAPPED,
+        )
+        if not (is_over or (is_abort and self.retention.settings.pin_aborted)):
+            self.retention.cancelled(request.request_id)
+            return None
+        turn = self._ended_turn(request)
+        outcome = self.retention.ended(turn)
+        if outcome.is_session:
+            self._retention_reports[request.request_id] = {
+                "decision": outcome.decision.action.value,
+                "held_tokens": outcome.num_held * self.block_size,
+                "tool": turn.tool,
+                "calls_tool": turn.calls_tool,
+            }
+        return outcome
+
+    def _ended_turn(self, request: Any) -> EndedTurn:
+        blocks, num_tokens = self.retention_blocks.hits(request, request.num_tokens)
+        tenant, adapter = _owner(request)
+        hints = Hints.read(_extra_args(request))
+        return EndedTurn(
+            request_id=request.request_id,
+            blocks=blocks,
+            context_tokens=num_tokens,
+            num_prompt_blocks=request.num_prompt_tokens // self.block_size,
+            arrival_s=request.arrival_time,
+            tenant=tenant,
+            adapter=adapter,
+            calls_tool=hints.tool is not None,
+            tool=hints.tool or "",
+            hints=hints,
+            fingerprint=request.block_hashes[-1] if request.block_hashes else None,
+        )
+
+    def _must_have(self, request: Any) -> bool:
+        """Returns whether even sessions that are worth holding must give way to a request."""
+        if request.status == RequestStatus.RUNNING or not self.running:
+            return True
+        now_s = self._retention_now()
+        since_s, since_step = self._short_since.setdefault(
+            request.request_id, (now_s, self.current_step)
+        )
+        limit_s = self.retention.settings.max_admission_delay_s
+        return now_s - since_s >= limit_s or self.current_step - since_step >= _MAX_WAIT_STEPS
+
+    def _retention_load(self, memory_price: float, cost: StepCost) -> EngineLoad:
+        return EngineLoad(
+            running_tokens=sum(request.num_computed_tokens for request in self.running),
+            decode_tokens=len(self.running),
+            step_tokens=self.max_num_scheduled_tokens,
+            memory_price=memory_price,
+            cost=cost,
+        )
+
+    def _context_pairs(self, output: Any) -> float | None:
+        """Returns how many pairs of tokens a step attends over; None if it is not learned from."""
+        if not output.num_scheduled_tokens:
+            return None
+        self._num_steps += 1
+        if self._num_steps > _LEARN_ALL and self._num_steps % _LEARN_EVERY:
+            return None
+        if len(self._steps) > _MAX_AWAITED:
+            self._steps.clear()
+        pairs = 0.0
+        for request_id, num_new in output.num_scheduled_tokens.items():
+            # The scheduler has already counted the new tokens as computed.
+            pairs += num_new * (self.requests[request_id].num_computed_tokens - num_new / 2)
+        return pairs
+
+
+def _extra_args(request: Any) -> dict[str, object] | None:
+    params = request.sampling_params
+    return params.extra_args if params is not None else None
+
+
+def _owner(request: Any) -> tuple[str, str]:
+    lora = request.lora_request
+    return request.cache_salt or "", lora.lora_name if lora is not None else ""

@@ -37,9 +37,11 @@ class Session:
         hint_s: what the client expects the tool to take.
         expires_s: when it is let go at the latest.
         context_tokens: tokens that its last turn ended with.
-        survival_ratio: share of its context that its turns repeat, averaged.
+        survival_ratio: share of what it held that its turns repeat, averaged.
+        num_first_blocks: blocks of its first prompt, which other sessions may share.
+        num_turns: turns that have ended.
         held: ids of the blocks it holds, from the start of the context, without gaps.
-        available: ids of the blocks that a next turn would hit, held or not.
+        next_request: the request of its next turn, while that waits to be scheduled.
         fingerprint: hash of the last full block of its context, to recognise a longer prompt.
     """
 
@@ -52,15 +54,11 @@ class Session:
     expires_s: float = 0.0
     context_tokens: int = 0
     survival_ratio: float = 1.0
-    held: list[int] = field(default_factory=list)
-    available: list[int] = field(default_factory=list)
-    fingerprint: Hashable = None
-    next_request: str | None = None
+    num_first_blocks: int = 0
     num_turns: int = 0
-
-    @property
-    def is_paused(self) -> bool:
-        return self.paused_s is not None
+    held: list[int] = field(default_factory=list)
+    next_request: str | None = None
+    fingerprint: Hashable = None
 
 
 class Ledger:
@@ -80,18 +78,44 @@ class Ledger:
         return len(self._by_tenant.get(tenant, ()))
 
     def num_holders(self, block: int) -> int:
-        """Sessions that hold `block`."""
+        """Returns the number of sessions that hold `block`."""
         return self._holders[block]
 
-    def num_exclusive(self, blocks: Iterable[int]) -> int:
-        """Blocks among `blocks` that at most one session holds."""
-        return sum(self._holders[block] <= 1 for block in blocks)
+    def num_exclusive(self, blocks: Iterable[int], *, held: bool = True) -> int:
+        """Returns how many of `blocks` only their one session holds, or would hold.
 
-    def num_new(self, tenant: str, blocks: Iterable[int]) -> tuple[int, int]:
-        """Returns how many of `blocks` nobody holds, and how many nobody of `tenant` holds."""
+        Args:
+            blocks: blocks of one session.
+            held: whether that session holds them now.
+        """
+        most = 1 if held else 0
+        return sum(self._holders[block] <= most for block in blocks)
+
+    def num_new(self, blocks: Iterable[int]) -> int:
+        """Returns how many of `blocks` nobody holds."""
+        return sum(block not in self._holders for block in blocks)
+
+    def fitting(
+        self, tenant: str, blocks: Iterable[int], *, max_blocks: int, max_tenant_blocks: int
+    ) -> list[int]:
+        """Returns the longest start of `blocks` that a tenant may hold beside what is held.
+
+        Args:
+            tenant: who would hold them.
+            blocks: different blocks.
+            max_blocks: limit on different blocks held by all.
+            max_tenant_blocks: limit on different blocks held by `tenant`.
+        """
         mine: Mapping[int, int] = self._by_tenant.get(tenant, {})
-        blocks = list(blocks)
-        return sum(b not in self._holders for b in blocks), sum(b not in mine for b in blocks)
+        num_all, num_mine = self.num_blocks, len(mine)
+        taken: list[int] = []
+        for block in blocks:
+            num_all += block not in self._holders
+            num_mine += block not in mine
+            if num_all > max_blocks or num_mine > max_tenant_blocks:
+                break
+            taken.append(block)
+        return taken
 
     def add(self, tenant: str, blocks: Iterable[int]) -> None:
         """Records that one more session of `tenant` holds `blocks`."""

@@ -12,6 +12,7 @@ FLAG = "--kv-retention"
 POLICIES = ("auto", "soft", "pin", "drop", "heuristic", "ttl", "infercept")
 ORDERS = ("session", "fcfs")
 FALLBACKS = ("none", "prefix")
+ESTIMATES = ("learned", "elapsed", "hint")
 
 
 @dataclass(frozen=True)
@@ -21,7 +22,8 @@ class RetentionSettings:
     Args:
         policy: `auto` weighs expected waste; the others are simple rules to compare with.
         max_pinned_fraction: share of the GPU's KV blocks that paused sessions may hold together.
-        tenant_fraction: share of the GPU's KV blocks that one tenant (cache salt) may hold.
+        tenant_fraction: share of the GPU's KV blocks that one tenant's paused sessions may hold;
+            a tenant is a cache salt, and sessions without one are bound by the common limit only.
         max_ttl_s: longest time a session is held for its next turn, in seconds.
         min_pin_tokens: shorter contexts are never held.
         max_admission_delay_s: a waiting request never waits longer than this for held memory
@@ -33,6 +35,8 @@ class RetentionSettings:
         require_salt: only sessions with a cache salt are held.
         pin_aborted: hold sessions whose client went away too.
         markers: token ids that start a tool call; empty: found in the model's vocabulary.
+        estimate: how long a tool takes: `learned` per tool, `elapsed` as in InferCept, or `hint`,
+            which believes clients.
         ttl_s: how long the policy `ttl` holds a session, in seconds.
         threshold_s: below this expected pause the policy `heuristic` holds a session, in seconds.
         max_sessions: records of paused sessions kept at most.
@@ -49,6 +53,7 @@ class RetentionSettings:
     require_salt: bool = False
     pin_aborted: bool = False
     markers: tuple[int, ...] = ()
+    estimate: str = "learned"
     ttl_s: float = 10.0
     threshold_s: float = 1.0
     max_sessions: int = 65536
@@ -57,6 +62,7 @@ class RetentionSettings:
         _check_choice("policy", self.policy, POLICIES)
         _check_choice("order", self.order, ORDERS)
         _check_choice("session_fallback", self.session_fallback, FALLBACKS)
+        _check_choice("estimate", self.estimate, ESTIMATES)
         _check_number("max_pinned_fraction", self.max_pinned_fraction, 0.0, 1.0)
         _check_number("tenant_fraction", self.tenant_fraction, 0.0, 1.0)
         _check_number("max_ttl_s", self.max_ttl_s, 0.0, 86400.0)
