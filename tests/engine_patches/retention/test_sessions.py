@@ -20,10 +20,22 @@ def test_block_held_twice_is_counted_once_and_freed_last() -> None:
     ledger.add("a", [1, 2])
     assert (ledger.num_blocks, ledger.num_tenant_blocks("a")) == (3, 3)
     assert ledger.num_exclusive([1, 2, 3]) == 1
-    assert ledger.num_new("a", [3, 4]) == (1, 1)
-    assert ledger.num_new("b", [3, 4]) == (1, 2)
+    assert ledger.num_exclusive([3, 4], held=False) == 1
+    assert ledger.num_new([3, 4]) == 1
     ledger.remove("a", [1, 2, 3])
     assert ledger.num_blocks == 2
+
+
+def test_start_of_a_context_that_fits_both_limits() -> None:
+    ledger = Ledger()
+    ledger.add("a", [1, 2])
+    ledger.add("b", [3])
+    wanted = [1, 3, 4, 5]
+    assert ledger.fitting("a", wanted, max_blocks=9, max_tenant_blocks=9) == wanted
+    # Nobody holds 4 and 5; of tenant a nobody holds 3 either.
+    assert ledger.fitting("a", wanted, max_blocks=4, max_tenant_blocks=9) == [1, 3, 4]
+    assert ledger.fitting("a", wanted, max_blocks=9, max_tenant_blocks=3) == [1, 3]
+    assert ledger.fitting("a", wanted, max_blocks=9, max_tenant_blocks=2) == [1]
 
 
 def test_letting_go_of_what_is_not_held_is_an_error() -> None:
