@@ -99,7 +99,7 @@ def _standing_in(original: Any, kind: str) -> Any:
 def _twin(part: Any, kind: str) -> Any:
     twin = part.model_copy()
     twin.__dict__["adaseek_twin"] = part
-    object.__setattr__(twin, "__class__", _twin_class(type(part), kind))
+    object.__setattr__(twin, "__class__", _twin_class(cast("Any", type(part)), kind))
     return twin
 
 

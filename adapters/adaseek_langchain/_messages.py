@@ -49,16 +49,21 @@ def input_fields(messages: Sequence[BaseMessage]) -> dict[str, Any]:
     return {INPUT: [wire(message) for message in rest]}
 
 
-def answer_fields(message: BaseMessage) -> dict[str, Any]:
-    """Returns what a call answered: text, the reasoning in front of it, tool calls if any."""
+def answer_fields(message: BaseMessage, *, always_tools: bool = False) -> dict[str, Any]:
+    """Returns what a call answered: text, the reasoning in front of it, tool calls.
+
+    Args:
+        always_tools: whether to say that no tool is called, too: it could have been.
+    """
     text = str(message.text)
     parts = split_reasoning(text)
     fields: dict[str, Any] = {OUTPUT: text}
     if parts is not None:
         fields = {"reasoning": parts[0], OUTPUT: parts[1]}
     calls = getattr(message, "tool_calls", None)
-    if calls:
-        fields[TOOL_CALLS] = [{"name": c["name"], "args": json_value(c["args"])} for c in calls]
+    if calls or always_tools:
+        shown = [{"name": c["name"], "args": json_value(c["args"])} for c in calls or ()]
+        fields[TOOL_CALLS] = shown
     return fields
 
 

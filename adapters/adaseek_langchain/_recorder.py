@@ -31,7 +31,7 @@ from adaseek_langchain._keys import (
 )
 from adaseek_langchain._messages import answer_fields, input_fields, json_value
 from adaseek_langchain._reports import is_from_cache, message_of, reference_from, usage_of
-from adaseek_langchain._seam import OUTPUT, Request
+from adaseek_langchain._seam import Request
 
 __all__ = ["Recorder", "Run", "Tree"]
 
@@ -73,6 +73,8 @@ class Run:
     parameters: Mapping[str, Any] = field(default_factory=dict)
     settings: Mapping[str, Any] = field(default_factory=dict)
     model: ModelRef | None = None
+    usage: Usage | None = None
+    is_cached: bool = False
     replayed: tuple[Usage, float] | None = None
     waited_s: float = 0.0
     children: list[Run] = field(default_factory=list)
@@ -101,7 +103,13 @@ class Recorder:
             that the program starts without its context cannot name one.
     """
 
-    def __init__(self, max_trees: int, price: Price | None = None, *, adopts: bool = False) -> None:
+    def __init__(
+        self,
+        max_trees: int,
+        price: Price | None = None,
+        *,
+        adopts: bool = False,
+    ) -> None:
         self._adopts = adopts
         self.finished: deque[Tree] = deque(maxlen=max_trees)
         self._price = price
@@ -156,6 +164,10 @@ class Recorder:
             return None
         run.end_s = time.perf_counter()
         run.output, run.error = output, error
+        if isinstance(output, LLMResult):
+            # Read now: LangChain's cache changes the result when it answers with it again.
+            run.usage, run.is_cached = usage_of(output), is_from_cache(output)
+            run.output = message_of(output)
         if run.parent is None:
             self._closed(run.tree)
         return run
@@ -272,9 +284,8 @@ class Recorder:
         duration_s, cached = call.end_s - start_s, False
         if run.replayed is not None:
             (usage, duration_s), cached = run.replayed, True
-        elif isinstance(run.output, LLMResult):
-            usage = usage_of(run.output)
-            cached = is_from_cache(run.output)
+        elif run.usage is not None:
+            usage, cached = run.usage, run.is_cached
             duration_s = 0.0 if cached else duration_s
         else:
             # Abandoned half-way, the server has worked; refused, it has not.
@@ -376,10 +387,7 @@ def _inputs(run: Run) -> dict[str, Any]:
 def _outputs(run: Run) -> dict[str, Any]:
     if run.error is not None or run.output is None:
         return {}
-    if isinstance(run.output, LLMResult):
-        message = message_of(run.output)
-        if message is None:
-            return {OUTPUT: "".join(g.text for row in run.output.generations[:1] for g in row[:1])}
-        return answer_fields(message)
+    if run.kind == "lm":
+        return answer_fields(run.output, always_tools=bool(run.parameters.get("tools")))
     content = getattr(run.output, "content", run.output)
     return {"result": json_value(content)}

@@ -8,7 +8,7 @@ from urllib.parse import urlsplit, urlunsplit
 
 from adaseek.workflow import ModelRef, Usage
 from langchain_core.language_models.chat_models import BaseChatModel
-from langchain_core.messages import BaseMessage
+from langchain_core.messages import AIMessage, BaseMessage
 from langchain_core.outputs import LLMResult
 
 __all__ = [
@@ -58,6 +58,8 @@ def message_of(result: LLMResult) -> BaseMessage | None:
     generations = result.generations
     first = generations[0][0] if generations and generations[0] else None
     message: BaseMessage | None = getattr(first, "message", None)
+    if message is None and first is not None:
+        return AIMessage(first.text)  # a completion model's
     return message
 
 
