@@ -5,20 +5,24 @@ from __future__ import annotations
 import functools
 import threading
 import time
+import uuid
 import warnings
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any  # Any: DSPy is untyped
 
 import dspy
 from adaseek.evaluation.base import RunContext
+from adaseek.evaluation.latency import critical_path
 from adaseek.workflow import Call, ModelRef, StepKind, Usage, Workflow
 
 from adaseek_dspy._compat import BaseCallback, active_call_id, error_kind, usage_of
 from adaseek_dspy._convert import json_value, model_reference
+from adaseek_dspy._frames import Frame, Request
 from adaseek_dspy._naming import DIRECT_CALL, dynamic_step
+from adaseek_dspy._overlap import side_by_side
 
-__all__ = ["OWN_TOOLS", "Recorder", "Request"]
+__all__ = ["OWN_TOOLS", "Recorder"]
 
 _PRIVILEGED = frozenset({"signature", "demos", "config", "lm", "_trace"})
 """Arguments of a predictor that are not input fields."""
@@ -27,37 +31,6 @@ OWN_TOOLS = frozenset({"finish", "submit"})
 """How DSPy's agents say that they are done; reported as tools, but no work of the user's."""
 
 _HISTORY_DEPTH = 16
-
-
-@dataclass
-class Frame:
-    """One DSPy call that encloses others: a predictor, a tool, an interpreter, or any module."""
-
-    id: str
-    parent: str | None
-    kind: StepKind | None
-    step: str
-    start_s: float
-    inputs: dict[str, Any] = field(default_factory=dict)
-    outputs: dict[str, Any] = field(default_factory=dict)
-    end_s: float = 0.0
-    error: str | None = None
-    is_predictor: bool = False
-
-
-@dataclass
-class Request:
-    """One request to a language model. `duration_s` is None if a cache answered that kept none."""
-
-    id: str
-    parent: str | None
-    model: ModelRef
-    start_s: float
-    end_s: float = 0.0
-    duration_s: float | None = 0.0
-    usage: Usage = field(default_factory=Usage)
-    cached: bool = False
-    failure: BaseException | None = None
 
 
 class Recorder(BaseCallback):  # type: ignore[misc]  # DSPy is untyped
@@ -72,6 +45,8 @@ class Recorder(BaseCallback):  # type: ignore[misc]  # DSPy is untyped
         self.context = context
         self._steps = steps
         self._workflow = workflow
+        self.run_id = uuid.uuid4().hex
+        self._thread = threading.get_ident()
         self._origin = time.perf_counter()
         self._lock = threading.Lock()
         self._frames: dict[str, Frame] = {}
@@ -102,6 +77,10 @@ class Recorder(BaseCallback):  # type: ignore[misc]  # DSPy is untyped
         """Returns whether the run has used up its time."""
         rest = self.seconds_left
         return rest is not None and rest <= 0
+
+    def is_in_own_thread(self) -> bool:
+        """Returns whether the caller is in the thread in which the run began."""
+        return threading.get_ident() == self._thread
 
     def open_request(self, lm: Any) -> Request:
         """Returns a new request of `lm`, recorded under the call that makes it.
@@ -215,12 +194,17 @@ class Recorder(BaseCallback):  # type: ignore[misc]  # DSPy is untyped
             requests, frames = list(self._requests), dict(self._frames)
         last = {r.parent: r.id for r in requests}  # later requests overwrite earlier ones
         calls = [_lm_call(r, frames, is_last=last[r.parent] == r.id) for r in requests]
-        calls += [
-            _other_call(frame, frames, requests)
-            for frame in frames.values()
-            if frame.kind in ("tool", "code")
-        ]
+        others = [f for f in frames.values() if f.kind in ("tool", "code")]
+        calls += [_other_call(frame, frames) for frame in others]
+        parallel = self.parallel()
+        calls = [_uncached(c, calls, parallel) if c.id in frames else c for c in calls]
         return tuple(sorted(calls, key=lambda call: (call.start_s, call.id)))
+
+    def parallel(self) -> frozenset[tuple[str, str]]:
+        """Returns pairs of ids of calls that only a memo made follow each other."""
+        with self._lock:
+            requests, frames = list(self._requests), dict(self._frames)
+        return side_by_side(requests, frames)
 
     def was_answered(self) -> bool:
         """Returns whether an endpoint has answered a request of this run."""
@@ -320,14 +304,7 @@ def _lm_call(request: Request, frames: Mapping[str, Frame], *, is_last: bool) ->
     )
 
 
-def _other_call(frame: Frame, frames: Mapping[str, Frame], requests: Iterable[Request]) -> Call:
-    elapsed = frame.end_s - frame.start_s
-    # Requests inside that a memo answered at once would have taken their recorded time.
-    saved = sum(
-        (r.duration_s or 0.0) - (r.end_s - r.start_s)
-        for r in requests
-        if r.cached and frame.id in _ancestors(r.parent, frames)
-    )
+def _other_call(frame: Frame, frames: Mapping[str, Frame]) -> Call:
     return Call(
         id=frame.id,
         step=frame.step,
@@ -335,11 +312,21 @@ def _other_call(frame: Frame, frames: Mapping[str, Frame], requests: Iterable[Re
         kind=frame.kind or "code",
         start_s=frame.start_s,
         end_s=frame.end_s,
-        duration_s=max(0.0, elapsed + saved),
+        duration_s=max(0.0, frame.end_s - frame.start_s),
         inputs=frame.inputs,
         outputs=frame.outputs,
         error=frame.error,
     )
+
+
+def _uncached(call: Call, calls: Sequence[Call], parallel: frozenset[tuple[str, str]]) -> Call:
+    """Returns `call` with the time that it takes when no memo answers what is inside it."""
+    inside, size = {call.id}, 0
+    while len(inside) > size:
+        size = len(inside)
+        inside |= {c.id for c in calls if c.parent in inside}
+    seconds = critical_path((c for c in calls if c.id in inside), parallel=parallel)
+    return call if seconds is None else replace(call, duration_s=seconds)
 
 
 def _ancestors(call_id: str | None, frames: Mapping[str, Frame]) -> Iterable[str]:

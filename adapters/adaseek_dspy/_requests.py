@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import time
 from collections.abc import AsyncIterator, Iterator, Mapping
 from typing import Any  # Any: DSPy is untyped
 
@@ -14,7 +15,8 @@ from adaseek.workflow import Usage
 from pydantic import BaseModel
 
 from adaseek_dspy._compat import plain, restored_outputs, usage_of
-from adaseek_dspy._recorder import Recorder, Request
+from adaseek_dspy._frames import Request
+from adaseek_dspy._recorder import Recorder
 
 __all__ = ["ObservedCall", "RequestTracker", "arguments", "memo_body"]
 
@@ -25,6 +27,11 @@ _UNKEYED = frozenset(
 
 _INSIDE_REQUEST = "adaseek_inside_request"
 """Key of DSPy's settings, set while a model makes a request: models may call models."""
+
+_HEAD_START_S = 0.01
+"""What a request in a thread of the program's own waits before the memo answers: threads that were
+started together so begin together, as they would if the answer took its time. Only then it shows
+that they ran side by side (see `_overlap`)."""
 
 _ROLLOUTS_PER_REPLICATE = 1_000_003
 
@@ -85,7 +92,10 @@ class ObservedCall:
         memo, flights, key = self._context.memo, self._context.flights, self._key
         if memo is None or key is None:
             yield False
-        elif flights is None:
+            return
+        if not self._recorder.is_in_own_thread():
+            time.sleep(_HEAD_START_S)
+        if flights is None:
             yield self._replay(memo.get(key))
         else:
             with flights.answer(memo, key, **self._waiting()) as record:
@@ -97,7 +107,9 @@ class ObservedCall:
         memo, flights, key = self._context.memo, self._context.flights, self._key
         if memo is None or key is None:
             yield False
-        elif flights is None:
+            return
+        await asyncio.sleep(0)  # as the head start of threads
+        if flights is None:
             yield self._replay(memo.get(key))
         else:
             async with flights.aanswer(memo, key, **self._waiting()) as record:
@@ -113,6 +125,7 @@ class ObservedCall:
         self.outputs = restored_outputs(record.outputs)
         request, usage = self._request, record.usage
         request.cached, request.duration_s = True, record.duration_s
+        request.run, request.real_start_s = record.run, record.start_s
         priced = self._recorder.priced(request.model, usage, record.duration_s, usage.cost_usd)
         request.usage = priced if priced.cost_usd is not None else usage
         request.end_s = self._recorder.now_s()
@@ -212,7 +225,15 @@ class ObservedCall:
             canonical_json(outputs)
         except (TypeError, ValueError):
             return  # a typed response object; it is asked for again next time
-        memo.put(key, CallRecord(outputs, request.usage, request.duration_s, request.model))
+        record = CallRecord(
+            outputs=outputs,
+            usage=request.usage,
+            duration_s=request.duration_s,
+            model=request.model,
+            run=self._recorder.run_id,
+            start_s=request.start_s,
+        )
+        memo.put(key, record)
 
 
 def arguments(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:

@@ -53,7 +53,7 @@ def run(
     return Trace(
         calls=calls,
         output=output,
-        latency_s=critical_path(calls),
+        latency_s=critical_path(calls, parallel=recorder.parallel()),
         error=_text(error, recorder) if error is not None else None,
         error_kind=_kind(error, recorder) if error is not None else None,
         id=f"{recipe.fingerprint}/{example.id}/{context.replicate}",

@@ -161,6 +161,8 @@ def record_json(record: CallRecord) -> str:
         "usage": usage_json(record.usage),
         "duration_s": record.duration_s,
         "model": _model_json(record.model),
+        "run": record.run,
+        "start_s": record.start_s,
     }
     return json.dumps(body)
 
@@ -173,6 +175,9 @@ def record_from_json(text: str) -> CallRecord:
         usage=usage_from_json(body["usage"]),
         duration_s=body["duration_s"],
         model=ModelRef(**body["model"]),
+        # Journals of older versions lack these.
+        run=body.get("run", ""),
+        start_s=body.get("start_s", 0.0),
     )
 
 

@@ -32,13 +32,17 @@ Metric = Callable[[Example, Trace], "Score | float | bool"]
 class CallRecord:
     """The answer of one model request, as journalled: enough to answer it again for nothing.
 
-    `outputs` are JSON values in a form private to the adapter that wrote them.
+    `outputs` are JSON values in a form private to the adapter that wrote them. `run` names the
+    workflow run that made the request, and `start_s` is when, on that run's own clock: so two
+    answers of one run still tell whether their requests overlapped.
     """
 
     outputs: Any
     usage: Usage
     duration_s: float
     model: ModelRef
+    run: str = ""
+    start_s: float = 0.0
 
 
 class CallMemo(Protocol):

@@ -8,6 +8,7 @@ import json
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -20,7 +21,7 @@ from adaseek.workflow import ModelRef, Trace, Usage
 
 dspy = pytest.importorskip("dspy")
 
-from adaseek_dspy import translate  # noqa: E402
+from adaseek_dspy import _requests, translate  # noqa: E402
 from adaseek_dspy._convert import core_example  # noqa: E402
 from adaseek_dspy._run import run  # noqa: E402
 
@@ -38,7 +39,7 @@ class Memo:
         if key not in self.records:
             return None
         text, record = self.records[key]
-        return CallRecord(json.loads(text), record.usage, record.duration_s, record.model)
+        return replace(record, outputs=json.loads(text))
 
     def put(self, key: str, record: CallRecord) -> None:
         self.records[key] = (json.dumps(record.outputs), record)
@@ -363,3 +364,120 @@ def test_a_model_that_calls_the_same_model_does_not_wait_for_itself(
     twice = Twice(inner.model, cache=False, **inner.kwargs)
     with dspy.context(lm=twice, callbacks=[]):
         assert ran(dspy.Predict("q -> x"), memo, flights=SingleFlight()).error is None
+
+
+class Fork(dspy.Module):
+    """Two steps side by side, in one of the ways in which programs do that, and one after them."""
+
+    def __init__(self, way: str) -> None:
+        super().__init__()
+        self.a = dspy.Predict("q -> x")
+        self.b = dspy.Predict("q -> y")
+        self.c = dspy.Predict("x, y -> z")
+        self.way = way
+
+    def forward(self, q: str) -> Any:
+        a, b = self._forked(q)
+        return self.c(x=a.x, y=b.y)
+
+    def _forked(self, q: str) -> Any:
+        if self.way == "parallel":
+            pairs = [(self.a, {"q": q}), (self.b, {"q": q})]
+            return dspy.Parallel(num_threads=2, disable_progress_bar=True)(pairs)
+        with ThreadPoolExecutor(2) as pool:
+            if self.way == "threads":
+                both = [pool.submit(self.a, q=q), pool.submit(self.b, q=q)]
+            elif self.way == "context":
+                both = [
+                    pool.submit(contextvars.copy_context().run, step, q=q)
+                    for step in (self.a, self.b)
+                ]
+            else:
+                return [self.a(q=q), self.b(q=q)]
+            return [step.result() for step in both]
+
+
+class AsyncFork(Fork):
+    forward = None
+
+    async def aforward(self, q: str) -> Any:
+        a, b = await asyncio.gather(self.a.acall(q=q), self.b.acall(q=q))
+        return await self.c.acall(x=a.x, y=b.y)
+
+
+def fork(way: str) -> Any:
+    return AsyncFork(way) if way == "tasks" else Fork(way)
+
+
+WAYS = ("threads", "context", "parallel", "tasks")
+
+
+@pytest.fixture
+def slow(server: LoopbackServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every answer takes a third of a second: long enough to see what overlaps."""
+    monkeypatch.setattr(_requests, "_HEAD_START_S", 0.3)  # for machines that stall
+    answer = server.answer
+    server.answer = lambda body: replace(answer(body), delay_s=0.3)
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_steps_side_by_side_stay_so_when_the_memo_answers(
+    lm: Any, memo: Memo, slow: None, way: str
+) -> None:
+    first = ran(fork(way), memo)
+    again = ran(fork(way), memo)
+    assert all(call.cached for call in again.calls)
+    a, b, c = (call.duration_s for call in again.calls)
+    assert first.latency_s == again.latency_s == pytest.approx(max(a, b) + c)
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_a_new_step_beside_one_that_the_memo_answers_is_beside_it(
+    lm: Any, memo: Memo, slow: None, way: str
+) -> None:
+    ran(fork(way), memo)
+    trace = ran(fork(way), memo, Recipe({"b": Setting(instructions="Other.")}))
+    seconds = {call.step: call.duration_s for call in trace.calls}
+    assert {c.step: c.cached for c in trace.calls} == {"a": True, "b": False, "c": True}
+    assert trace.latency_s == pytest.approx(max(seconds["a"], seconds["b"]) + seconds["c"])
+
+
+def test_steps_one_after_the_other_stay_so(lm: Any, memo: Memo, slow: None) -> None:
+    first, again = ran(fork("sequence"), memo), ran(fork("sequence"), memo)
+    changed = ran(fork("sequence"), memo, Recipe({"b": Setting(instructions="Other.")}))
+    for trace in (first, again, changed):
+        assert trace.latency_s == pytest.approx(sum(call.duration_s for call in trace.calls))
+
+
+def test_a_new_member_runs_beside_those_that_the_memo_answers(
+    lm: Any, memo: Memo, slow: None
+) -> None:
+    program = dspy.Predict("q -> a")
+    ran(program, memo, Recipe({"self": Setting(ensemble=Ensemble(2))}))
+    trace = ran(program, memo, Recipe({"self": Setting(ensemble=Ensemble(3))}))
+    assert [call.cached for call in trace.calls].count(True) == 2
+    assert trace.latency_s == pytest.approx(max(call.duration_s for call in trace.calls))
+
+
+def test_a_tool_is_as_long_as_its_longest_branch(lm: Any, memo: Memo, slow: None) -> None:
+    inner = fork("context")
+
+    class Agent(dspy.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = inner
+            self.tool = dspy.Tool(lambda q: self.inner(q=q).z, name="look")
+
+        def forward(self, q: str) -> Any:
+            return dspy.Prediction(z=self.tool(q=q))
+
+    ran(Agent(), memo)
+    # As if each request had taken a thousand seconds, which no stall of this machine comes near.
+    last = max(record.start_s for _, record in memo.records.values())
+    for key, (text, record) in memo.records.items():
+        start_s = 1000.0 if record.start_s == last else 0.0
+        memo.records[key] = (text, replace(record, duration_s=1000.0, start_s=start_s))
+    again = ran(Agent(), memo)
+    assert all(call.cached for call in again.calls if call.kind == "lm")
+    tool = next(call for call in again.calls if call.kind == "tool")
+    assert tool.duration_s == again.latency_s == pytest.approx(2000.0, abs=200.0)

@@ -85,6 +85,33 @@ def test_call_whose_parent_is_not_in_the_trace_is_a_top_call() -> None:
     assert critical_path([span("a", 0, 2, parent="gone"), span("b", 2, 3, parent="b")]) == 3.0
 
 
+def test_memoised_calls_that_would_have_overlapped_count_as_the_longest() -> None:
+    calls = [
+        span("a", 0, 0.001, duration=4),
+        span("b", 0.002, 0.003, duration=3),
+        span("after", 0.004, 0.005, duration=2),
+    ]
+    assert critical_path(calls) == 9.0
+    assert critical_path(calls, parallel=[("a", "b")]) == 6.0
+    assert critical_path(calls, parallel=[("b", "a"), ("a", "gone")]) == 6.0
+
+
+def test_what_encloses_calls_that_would_have_overlapped_overlaps_too() -> None:
+    calls = [
+        span("tool 1", 0, 0.001),
+        span("a", 0, 0.001, parent="tool 1", duration=4),
+        span("tool 2", 0.001, 0.002),
+        span("b", 0.001, 0.002, parent="tool 2", duration=3),
+    ]
+    assert critical_path(calls) == pytest.approx(7.0)
+    assert critical_path(calls, parallel=[("a", "b")]) == pytest.approx(4.0)
+
+
+def test_a_call_is_not_parallel_to_what_encloses_it() -> None:
+    calls = [span("agent", 0, 5), span("lm", 1, 4, parent="agent")]
+    assert critical_path(calls, parallel=[("agent", "lm")]) == 5.0
+
+
 spans = st.lists(
     st.tuples(st.integers(0, 50), st.integers(0, 20), st.integers(0, 30)), min_size=1, max_size=15
 )
@@ -113,12 +140,26 @@ def test_path_does_not_depend_on_when_the_clock_started(
     assert critical_path(_flat(drawn)) == critical_path(_flat(later))
 
 
-@given(st.lists(st.tuples(st.integers(0, 30), st.integers(1, 10), st.integers(0, 9)), max_size=7))
-def test_path_equals_the_best_of_all_chains(drawn: list[tuple[int, int, int]]) -> None:
+few_spans = st.lists(
+    st.tuples(st.integers(0, 30), st.integers(1, 10), st.integers(0, 9)), max_size=7
+)
+pairs = st.sets(st.tuples(st.integers(0, 6), st.integers(0, 6)), max_size=6)
+
+
+@given(few_spans, pairs)
+def test_path_equals_the_best_of_all_chains(
+    drawn: list[tuple[int, int, int]], apart: set[tuple[int, int]]
+) -> None:
     calls = _flat(drawn)
+    parallel = [(str(one), str(two)) for one, two in apart]
+    excluded = {*parallel, *((two, one) for one, two in parallel)}
 
-    def best_from(end: float) -> float:
-        following = (c for c in calls if c.start_s >= end)
-        return max((c.duration_s + best_from(c.end_s) for c in following), default=0.0)
+    def best_after(call: Call | None) -> float:
+        following = (
+            c
+            for c in calls
+            if call is None or (c.start_s >= call.end_s and (call.id, c.id) not in excluded)
+        )
+        return max((c.duration_s + best_after(c) for c in following), default=0.0)
 
-    assert critical_path(calls) == pytest.approx(best_from(float("-inf")))
+    assert critical_path(calls, parallel=parallel) == pytest.approx(best_after(None))
