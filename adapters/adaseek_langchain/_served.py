@@ -69,7 +69,7 @@ class Served:
             return model
         changes = {} if self.context.use_cache else {"cache": False}
         twin = copied(model, changes)
-        twin.__dict__[_OURS] = self
+        vars(twin)[_OURS] = self
         object.__setattr__(twin, "__class__", _twin_class(type(model)))
         return twin
 
