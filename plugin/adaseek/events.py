@@ -57,7 +57,10 @@ class TrialStarted:
 
 @dataclass(frozen=True)
 class TrialEnded:
-    """A trial is done: its mean objectives over `num_examples` examples (None: unknown)."""
+    """A trial is done: its mean objectives over `num_examples` examples (None: unknown).
+
+    `again`: it had ended before, was taken up again, and ends with more examples.
+    """
 
     trial: int
     layer: int
@@ -68,6 +71,7 @@ class TrialEnded:
     latency_s: float | None
     num_examples: int
     state: Literal["complete", "eliminated", "infeasible", "duplicate", "failed"]
+    again: bool = False
 
 
 @dataclass(frozen=True)

@@ -136,7 +136,7 @@ def _with_trial(state: ProgressState, event: TrialStarted) -> ProgressState:
 
 
 def _with_result(state: ProgressState, event: TrialEnded) -> ProgressState:
-    ended = state.num_ended.get(event.layer, 0) + 1
+    ended = state.num_ended.get(event.layer, 0) + (not event.again)
     state = replace(state, num_ended={**state.num_ended, event.layer: ended})
     # An outer trial ends with the values of its best inner one, which has been counted.
     if event.state != "complete" or event.layer < state.innermost:

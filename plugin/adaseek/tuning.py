@@ -153,7 +153,10 @@ class TuningRun:
         verdict = recommend(comparisons, self.archive.objectives)
         if 0 not in self._validation:
             verdict = Verdict("original", f"Nothing was validated: {self.ended}")
-        candidates = {r.number: self._candidate(r) for r in self.archive.judged()}
+        front = {r.number for r in self.archive.front()}
+        candidates = {
+            r.number: self._candidate(r, pareto=r.number in front) for r in self.archive.judged()
+        }
         named = {candidate.name: candidate for candidate in candidates.values()}
         recommended = named[verdict.name]
         improvement = {} if verdict.comparison is None else verdict.comparison.differences
@@ -229,9 +232,14 @@ class TuningRun:
             self._validation[record.number]["latency"] = timed["latency"]
 
     def _finalists(self) -> list[Record]:
-        """Returns the front's best by quality, and those that save most, at most as planned."""
+        """Returns the front's best by quality, and those that save most, at most as planned.
+
+        By what is believed of them, not by what was seen: the luckiest must not win.
+        """
         front = [r for r in self.archive.front() if r.number != 0 and not self._is_original(r)]
-        points = {r.number: self.archive.normalised([r])[0] for r in front}
+        front = self.archive.most_promising(front)
+        believed = self.search.beliefs.about(front).scaled()
+        points = {r.number: row for r, row in zip(front, believed, strict=True)}
         chosen: list[Record] = []
         for axis in range(len(self.archive.objectives)):
             ranked = sorted(front, key=lambda r: (points[r.number][axis], points[r.number].sum()))
@@ -293,7 +301,7 @@ class TuningRun:
             seed=self._seed,
         )
 
-    def _candidate(self, record: Record) -> Candidate:
+    def _candidate(self, record: Record, *, pareto: bool) -> Candidate:
         series: Series = {o: self.archive.series(record, o) for o in OBJECTIVES}
         validation = self._validation.get(record.number, {})
         return Candidate(
@@ -304,7 +312,7 @@ class TuningRun:
             recipe=self._recipe(record).bind(self._program.workflow),
             train=_estimates(series, self._seed),
             validation=_estimates(validation, self._seed),
-            pareto=record in self.archive.front(),
+            pareto=pareto,
             layer_path=record.arm,
             num_failed=record.num_failed,
         )

@@ -107,11 +107,13 @@ def leaf_trials(events: Iterable[Mapping[str, Any]]) -> tuple[Trial, ...]:
     """Returns the ended trials of the innermost layer in the order in which they ended."""
     events = tuple(events)
     innermost = _innermost_layer(events)
-    return tuple(
-        _trial(event)
+    # A trial that was taken up again ends twice: the last end counts.
+    last = {
+        event["trial"]: event
         for event in events
         if event.get("type") == "TrialEnded" and event["layer"] == innermost
-    )
+    }
+    return tuple(_trial(event) for event in last.values())
 
 
 def budget_flow(result: TuningResult) -> Flow:

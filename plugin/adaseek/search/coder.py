@@ -31,6 +31,7 @@ class Coder:
         self.choices = [space.choices(name) for name in self.names]
         self.options = [space.options(name) for name in self.names]
         self.sizes = np.asarray([len(options) for options in self.options], dtype=np.int64)
+        self._known_few: dict[tuple[frozenset[tuple[str, str]], int], Codes | None] = {}
 
     @cached_property
     def _indices(self) -> list[dict[str, int]]:
@@ -86,10 +87,8 @@ class Coder:
         avoid: Collection[bytes] = (),
     ) -> Codes:
         """Returns distinct configs that were not tried: all of them if few, else random ones."""
-        rows = list(itertools.islice(self._all(fixed, []), 2 * count + 1))
-        few = len(rows) <= 2 * count
-        codes = np.asarray(rows, dtype=np.int64) if few else self.draw(fixed, count, rng)
-        return self.unseen(codes, avoid)
+        codes = self._few(fixed, 2 * count)
+        return self.unseen(self.draw(fixed, count, rng) if codes is None else codes, avoid)
 
     def draw(self, fixed: Mapping[str, str], count: int, rng: np.random.Generator) -> Codes:
         """Returns `count` uniformly random configs that have the values `fixed`."""
@@ -129,6 +128,15 @@ class Coder:
         for i, parent, opening in self._opening:
             codes[~np.isin(codes[:, parent], opening), i] = INACTIVE
         return codes
+
+    def _few(self, fixed: Mapping[str, str], most: int) -> Codes | None:
+        """Returns every config that has the values `fixed`, or None if they are above `most`."""
+        key = (frozenset(fixed.items()), most)
+        if key not in self._known_few:
+            rows = list(itertools.islice(self._all(fixed, []), most + 1))
+            codes = np.asarray(rows, dtype=np.int64).reshape(len(rows), len(self.names))
+            self._known_few[key] = codes if len(rows) <= most else None
+        return self._known_few[key]
 
     def _all(self, fixed: Mapping[str, str], row: list[int]) -> Iterator[list[int]]:
         """Yields every valid config that begins with `row` and has the values `fixed`."""

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from adaseek.search.base import Constraint, Objective
+from adaseek.search.beliefs import Beliefs
 from adaseek.search.race import evidence_of_loss
 from adaseek.search.records import Archive, Record
 
@@ -14,6 +15,10 @@ __all__ = ["Judge"]
 
 _CLEAR_MARGIN = 1.1
 """Without a quality objective a config is beaten if it is 10% dearer and slower than a rival."""
+
+_FEWEST_RECORDS = 4
+"""Before, configs that are alike have not shown anything yet."""
+_MOST_RIVALS = 128
 
 
 class Judge:
@@ -23,15 +28,29 @@ class Judge:
     the examples both have seen, and only if the evidence that it has less quality is 1 / delta
     or more; delta is shared by the rivals it is compared with. So a cheaper or faster config is
     never dropped for its quality alone, unless that breaks a constraint.
+
+    The test is slow to speak after few runs. So with `eta`, of those still racing only 1 / eta go
+    on, those with the best hopes, and none that could not even then join the front of what is
+    complete. Hopes come from all configs together; nobody is tested here, so `delta` does not bound
+    the chance to be dropped, but who is dropped may be taken up again at the end.
     """
 
     def __init__(
-        self, archive: Archive, *, delta: float, first_rung: int, score_span: float
+        self,
+        archive: Archive,
+        *,
+        delta: float,
+        first_rung: int,
+        score_span: float,
+        eta: int | None = None,
+        beliefs: Beliefs | None = None,
     ) -> None:
         self._archive = archive
         self._delta = delta
         self._first_rung = first_rung
         self._span = score_span
+        self._eta = eta
+        self._beliefs = beliefs
 
     def judge(self, cohort: Sequence[Record]) -> None:
         """Sets the state of the records of `cohort` that leave the race now."""
@@ -46,6 +65,17 @@ class Judge:
             rivals = [r for r in (*front, *racing) if self._may_dominate(r, record)]
             if any(self._beats(rival, record, len(rivals)) for rival in rivals):
                 record.state = "eliminated"
+        if self._eta is not None and self._beliefs is not None:
+            self._halve([r for r in cohort if r.state == "running"], self._eta, self._beliefs)
+
+    def _halve(self, racing: Sequence[Record], eta: int, beliefs: Beliefs) -> None:
+        if not racing or len(self._archive.records) < _FEWEST_RECORDS:
+            return
+        belief, rivals = beliefs.split(racing, self._archive.front()[:_MOST_RIVALS])
+        hopeful = belief.hopeful(rivals)
+        ranked = [i for i in belief.best() if hopeful[i]]
+        for i in {*range(len(racing))} - {*ranked[: -(-len(racing) // eta)]}:
+            racing[i].state = "eliminated"
 
     def _may_dominate(self, rival: Record, record: Record) -> bool:
         num = min(len(rival.outcomes), len(record.outcomes))

@@ -11,12 +11,12 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["dominates", "front", "hypervolume", "hypervolume_contributions", "rank"]
+__all__ = ["dominates", "front", "hypervolume", "hypervolume_contributions", "rank", "ranked"]
 
 Points = NDArray[np.float64]  # [num_points, num_objectives], smaller is better
 
-_MOST_EXACT = 32
-_NUM_DIRECTIONS = 512
+_MOST_EXACT = 8
+_NUM_DIRECTIONS = 256
 
 
 def dominates(a: Sequence[float], b: Sequence[float]) -> bool:
@@ -108,3 +108,36 @@ def _shares(points: Points, bound: NDArray[np.float64]) -> NDArray[np.float64]:
     lost = np.zeros(len(points))
     np.add.at(lost, best, first - second)
     return lost / _NUM_DIRECTIONS
+
+
+def ranked(points: Points, violations: NDArray[np.float64], num_good: int) -> NDArray[np.intp]:
+    """Returns trial indices, so ordered that the `num_good` best come first.
+
+    Feasible ones come by front, infeasible ones after them by violation. Only the members of the
+    front in which place `num_good` falls are ordered further, by what each adds to the
+    hypervolume.
+
+    Args:
+        points: [num_trials, num_objectives]; unknown values are infinite.
+        violations: [num_trials] float, 0 if feasible.
+    """
+    by_violation = np.argsort(violations, kind="stable")
+    infeasible = by_violation[violations[by_violation] > 0]
+    feasible = np.flatnonzero(violations <= 0)
+    if not len(feasible):
+        return infeasible
+    known = np.nan_to_num(points[feasible], nan=1e300, posinf=1e300, neginf=-1e300)
+    low, high = known.min(axis=0), known.max(axis=0)
+    scaled = (known - low) / np.where(high > low, high - low, 1.0)
+    order: list[NDArray[np.intp]] = []
+    left = np.arange(len(feasible))
+    num = 0
+    while len(left) and num < num_good:
+        on_front = front(scaled[left])
+        members, left = left[on_front], left[~on_front]
+        if num + len(members) > num_good:
+            gains = hypervolume_contributions(scaled[members], [1.1] * scaled.shape[1])
+            members = members[np.argsort(-gains, kind="stable")]
+        order.append(feasible[members])
+        num += len(members)
+    return np.concatenate([*order, feasible[left], infeasible])

@@ -14,7 +14,7 @@ from optuna.trial import TrialState
 
 from adaseek.search.base import Config, Objective, Space
 from adaseek.search.coder import Coder
-from adaseek.search.history import NUM_EXAMPLES, VIOLATION
+from adaseek.search.history import NUM_EXAMPLES, VARIANCES, VIOLATION
 
 __all__ = ["Proposal", "Proposals"]
 
@@ -85,11 +85,22 @@ class Proposals:
         return self._take()
 
     def tell(
-        self, proposal: Proposal, values: Sequence[float], *, violation: float, num_examples: int
+        self,
+        proposal: Proposal,
+        values: Sequence[float],
+        *,
+        violation: float,
+        num_examples: int,
+        variances: Sequence[float] = (),
     ) -> None:
-        """Reports the outcome; quality as it is, unknown values as infinite."""
+        """Reports the outcome; quality as it is, unknown values as infinite.
+
+        Args:
+            variances: of the values about their truths; none: the values are taken as exact.
+        """
         proposal.trial.set_user_attr(VIOLATION, violation)
         proposal.trial.set_user_attr(NUM_EXAMPLES, num_examples)
+        proposal.trial.set_user_attr(VARIANCES, list(variances))
         self._study.tell(proposal.trial, list(values))
 
     def drop(self, proposal: Proposal) -> None:

@@ -19,6 +19,11 @@ TrialState = Literal["running", "complete", "eliminated", "infeasible"]
 _PRIOR_EXAMPLES = 4
 """Strength of the pull towards the original's quality, in examples (see `Archive.point`)."""
 
+_MOST_NOISES = 256
+"""Records whose spread tells the noise: more would not change it."""
+_MOST_WEIGHED = 128
+"""Records between which a careful choice is made; more are thinned out by their points first."""
+
 
 @dataclass
 class Record:
@@ -38,6 +43,7 @@ class Record:
     _means: dict[tuple[Objective, int], float] = field(
         default_factory=dict, repr=False, compare=False
     )
+    _spread: tuple[int, float] = field(default=(0, 0.0), repr=False, compare=False)
     _judgement: tuple[tuple[int, int], NDArray[np.float64], float] | None = field(
         default=None, repr=False, compare=False
     )
@@ -123,6 +129,16 @@ class Archive:
         rows = [self.point(record) for record in records]
         return np.asarray(rows, dtype=np.float64).reshape(len(rows), len(self.objectives))
 
+    def quality_noise(self) -> float:
+        """Returns the variance of one run's quality about its config's mean, over many records."""
+        squares, freedom = 0.0, 0
+        for record in self.records[:_MOST_NOISES]:
+            num = len(record.outcomes)
+            if num > 1:
+                squares += self._squares(record)
+                freedom += num - 1
+        return squares / freedom if freedom else 0.0
+
     def bound(self, constraint: Constraint) -> float:
         """Returns the constraint's bound in the objective's unit."""
         if not constraint.relative:
@@ -135,6 +151,22 @@ class Archive:
         The violation of a bound is the excess relative to the bound's size; they add up.
         """
         return self._judge(record)[1]
+
+    def excess(self, record: Record, constraint: Constraint, quality: float | None = None) -> float:
+        """Returns by how much `record` breaks `constraint`, relative to the bound.
+
+        Args:
+            quality: what its quality is taken to be; None: its adjusted mean.
+        """
+        bound = self.bound(constraint)
+        if constraint.objective == "quality" and quality is not None:
+            value = quality
+        else:
+            value = self.adjusted(record, constraint.objective)
+        if not np.isfinite(value) or not np.isfinite(bound):
+            return 0.0
+        over = bound - value if constraint.objective == "quality" else value - bound
+        return max(0.0, over) / (abs(bound) or 1.0)
 
     def is_feasible(self, record: Record) -> bool:
         return self.violation(record) <= 0
@@ -195,6 +227,14 @@ class Archive:
         reference = np.full(len(self.objectives), 1.1)
         return pareto.hypervolume(self.normalised(feasible), reference.tolist())
 
+    def most_promising(self, records: Sequence[Record]) -> list[Record]:
+        """Returns `records`, or the best of them if they are more than can be weighed at once."""
+        if len(records) <= _MOST_WEIGHED:
+            return list(records)
+        violations = np.asarray([self.violation(r) for r in records])
+        best = pareto.ranked(self.points(records), violations, _MOST_WEIGHED)[:_MOST_WEIGHED]
+        return [records[i] for i in sorted(best.tolist())]
+
     def champion(self, arm: Config) -> Record | None:
         """Returns the arm's record that adds most hypervolume, else the least infeasible one."""
         records = self.judged(arm)
@@ -212,7 +252,7 @@ class Archive:
         if record._judgement is None or record._judgement[0] != sizes:
             values = [self._value(record, objective) for objective in self.objectives]
             point = np.nan_to_num(np.asarray(values), nan=np.inf, posinf=np.inf)
-            violation = sum(self._excess(record, constraint) for constraint in self.constraints)
+            violation = sum(self.excess(record, constraint) for constraint in self.constraints)
             record._judgement = (sizes, point, violation)
         return record._judgement[1], record._judgement[2]
 
@@ -222,6 +262,13 @@ class Archive:
         self._num_read = len(self.records)
         self._open = [r for r in records if r.state != "complete"]
         return [r for r in records if r.state == "complete"]
+
+    def _squares(self, record: Record) -> float:
+        """Returns the sum of squared deviations of quality from its mean, computed once."""
+        num = len(record.outcomes)
+        if record._spread[0] != num:
+            record._spread = (num, num * float(self.series(record, "quality").var()))
+        return record._spread[1]
 
     def _means(self, record: Record) -> list[float]:
         signs = {"quality": -1.0, "cost": 1.0, "latency": 1.0}
@@ -234,11 +281,3 @@ class Archive:
         num = len(record.outcomes)
         prior = self.mean(self.original, "quality")
         return -(num * value + _PRIOR_EXAMPLES * prior) / (num + _PRIOR_EXAMPLES)
-
-    def _excess(self, record: Record, constraint: Constraint) -> float:
-        bound = self.bound(constraint)
-        value = self.adjusted(record, constraint.objective)
-        if not np.isfinite(value) or not np.isfinite(bound):
-            return 0.0
-        over = bound - value if constraint.objective == "quality" else value - bound
-        return max(0.0, over) / (abs(bound) or 1.0)

@@ -26,12 +26,13 @@ from adaseek.search import pareto
 from adaseek.search.base import Space
 from adaseek.search.coder import INACTIVE, Coder, Codes
 from adaseek.search.history import NUM_EXAMPLES, VIOLATION, History
+from adaseek.search.surrogate import MOST_CONFIGS, Surrogate
 
 __all__ = ["NUM_EXAMPLES", "VIOLATION", "CategoricalTPESampler"]
 
 _FIXED = "fixed_params"  # where Study.enqueue_trial keeps the values it was given
 _MOST_GOOD = 64
-_MOST_BAD = 512
+_MOST_BAD = 256
 
 
 class CategoricalTPESampler(BaseSampler):
@@ -65,6 +66,7 @@ class CategoricalTPESampler(BaseSampler):
         self._num_candidates = num_candidates
         self._coder: Coder | None = None
         self._history: History | None = None
+        self._shrunk = Shrunk()
 
     def reseed_rng(self) -> None:
         self._rng = np.random.default_rng()
@@ -86,7 +88,7 @@ class CategoricalTPESampler(BaseSampler):
         if len(history.codes) < self._startup(coder):
             seen = np.concatenate([history.codes, history.pending])
             return coder.decode(_most_balanced(candidates, seen, self._rng))
-        good, bad = self._split(history)
+        good, bad = self._split(history, coder)
         centres = history.codes[good]
         drawn = coder.draw_near(centres, fixed, self._num_candidates, self._rng, self._prior_weight)
         candidates = np.concatenate([candidates, coder.unseen(drawn, history.tried)])
@@ -124,11 +126,12 @@ class CategoricalTPESampler(BaseSampler):
         self._coder, self._history = coder, history
         return coder, history
 
-    def _split(self, history: History) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
+    def _split(self, history: History, coder: Coder) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
         """Returns the indices of the good trials and of the bad ones that stand for all."""
         num = len(history.codes)
+        points = self._shrunk.points(history, coder)
         num_good = min(max(2, math.ceil(self._gamma * num)), _MOST_GOOD)
-        order = ranked(history.points, history.violations, num_good)
+        order = pareto.ranked(points, history.violations, num_good)
         bad = order[num_good:]
         if len(bad) > _MOST_BAD:
             bad = self._rng.choice(bad, _MOST_BAD, replace=False)
@@ -162,39 +165,40 @@ class CategoricalTPESampler(BaseSampler):
         return np.asarray(density, dtype=np.float64)
 
 
-def ranked(
-    points: NDArray[np.float64], violations: NDArray[np.float64], num_good: int
-) -> NDArray[np.intp]:
-    """Returns trial indices, so ordered that the `num_good` best come first.
+class Shrunk:
+    """The points of a history, each pulled towards those of configs that are alike.
 
-    Feasible ones come by front, infeasible ones after them by violation. Only the members of the
-    front in which place `num_good` falls are ordered further, by what each adds to the
-    hypervolume.
-
-    Args:
-        points: [num_trials, num_objectives], to be minimised; any finite or infinite value.
-        violations: [num_trials], 0 if feasible.
+    Trials are taken in blocks in the order of their completion; a full block is estimated once.
     """
-    by_violation = np.argsort(violations, kind="stable")
-    infeasible = by_violation[violations[by_violation] > 0]
-    feasible = np.flatnonzero(violations <= 0)
-    if not len(feasible):
-        return infeasible
-    known = np.nan_to_num(points[feasible], nan=1e300, posinf=1e300, neginf=-1e300)
-    low, high = known.min(axis=0), known.max(axis=0)
-    scaled = (known - low) / np.where(high > low, high - low, 1.0)
-    order: list[NDArray[np.intp]] = []
-    left = np.arange(len(feasible))
-    num = 0
-    while len(left) and num < num_good:
-        on_front = pareto.front(scaled[left])
-        members, left = left[on_front], left[~on_front]
-        if num + len(members) > num_good:
-            gains = pareto.hypervolume_contributions(scaled[members], [1.1] * scaled.shape[1])
-            members = members[np.argsort(-gains, kind="stable")]
-        order.append(feasible[members])
-        num += len(members)
-    return np.concatenate([*order, feasible[left], infeasible])
+
+    def __init__(self) -> None:
+        self._full: list[NDArray[np.float64]] = []
+        self._surrogates: list[Surrogate] = []
+        self._last: tuple[int, NDArray[np.float64]] | None = None
+
+    def points(self, history: History, coder: Coder) -> NDArray[np.float64]:
+        """Returns [num_complete, num_objectives] float: the estimated points of `history`."""
+        num = len(history.codes)
+        if not history.variances.any():
+            return history.points
+        if self._last is not None and self._last[0] == num:
+            return self._last[1]
+        while num >= (len(self._full) + 1) * MOST_CONFIGS:
+            start = len(self._full) * MOST_CONFIGS
+            self._full.append(self._block(history, coder, slice(start, start + MOST_CONFIGS)))
+        rest = self._block(history, coder, slice(len(self._full) * MOST_CONFIGS, num))
+        self._last = (num, np.concatenate([*self._full, rest]))
+        return self._last[1]
+
+    def _block(self, history: History, coder: Coder, part: slice) -> NDArray[np.float64]:
+        points = history.points[part].copy()
+        features = coder.one_hot(history.codes[part])
+        self._surrogates += [Surrogate() for _ in range(points.shape[1] - len(self._surrogates))]
+        for i, surrogate in enumerate(self._surrogates):
+            variances = history.variances[part, i]
+            if len(points) and variances.any() and np.isfinite(points[:, i]).all():
+                points[:, i], _ = surrogate.estimates(features, points[:, i], variances)
+        return points
 
 
 def _most_balanced(candidates: Codes, seen: Codes, rng: np.random.Generator) -> NDArray[np.int64]:
