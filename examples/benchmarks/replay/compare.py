@@ -25,7 +25,7 @@ from adaseek.search import pareto
 from adaseek.search.base import Constraint, LeafRun, Objective, Outcome
 from adaseek.search.records import Archive, Record
 from numpy.typing import NDArray
-from replay_methods import METHODS, Problem
+from replay_methods import METHODS, Problem, best_observed
 from replay_table import HERE, ReplayTable, Split, load_table
 
 KEEP_QUALITY = (Constraint("quality", 1.0, relative=True),)
@@ -81,9 +81,9 @@ class Judge:
         best = np.asarray([-whole[:, 0].max(), whole[:, 1].min(), whole[:, 2].min()])
         self._span = self._worst - best
 
-    def regret(self, archive: Archive) -> float:
-        """Returns the regret of the config of best observed quality, the cheapest of equals."""
-        return float(self._held[:, 0].max() - self._held[self._row(chosen(archive)), 0])
+    def regret(self, chosen: Record) -> float:
+        """Returns by how much the quality of `chosen` is below that of the best config."""
+        return float(self._held[:, 0].max() - self._held[self._row(chosen), 0])
 
     def hypervolume(self, archive: Archive) -> float:
         rows = [self._row(record) for record in archive.front()]
@@ -92,13 +92,6 @@ class Judge:
 
     def _row(self, record: Record) -> int:
         return self._table.row(record.config)
-
-
-def chosen(archive: Archive) -> Record:
-    """Returns the complete, feasible record of best observed quality, the cheapest of equals."""
-    usable = [r for r in archive.records if r.state == "complete" and archive.is_feasible(r)]
-    mean = archive.mean
-    return max(usable, key=lambda r: (mean(r, "quality"), -mean(r, "cost"), -r.number))
 
 
 def search(table: ReplayTable, setting: str, budget: int, method: str, seed: int) -> Result:
@@ -117,7 +110,7 @@ def search(table: ReplayTable, setting: str, budget: int, method: str, seed: int
         seed=seed,
     )
     began = time.process_time()
-    archive = METHODS[method](problem)
+    found = METHODS[method](problem)
     overhead_s = time.process_time() - began - lookup.seconds
     judge = Judge(table, split)
     return Result(
@@ -125,10 +118,10 @@ def search(table: ReplayTable, setting: str, budget: int, method: str, seed: int
         budget=budget,
         method=method,
         seed=seed,
-        regret=judge.regret(archive),
-        hypervolume=judge.hypervolume(archive),
-        num_configs=len(archive.records),
-        num_complete=sum(r.state == "complete" for r in archive.records),
+        regret=judge.regret(found.chosen),
+        hypervolume=judge.hypervolume(found.archive),
+        num_configs=len(found.archive.records),
+        num_complete=sum(r.state == "complete" for r in found.archive.records),
         num_runs=lookup.num_runs,
         overhead_ms=1000 * overhead_s / lookup.num_runs,
     )
@@ -146,7 +139,7 @@ def exhaustive(table: ReplayTable, setting: str, seed: int) -> Result:
         archive.records.append(record)
     judge = Judge(table, split)
     num = len(archive.records)
-    regret, volume = judge.regret(archive), judge.hypervolume(archive)
+    regret, volume = judge.regret(best_observed(archive)), judge.hypervolume(archive)
     return Result(
         setting, 0, EXHAUSTIVE, seed, regret, volume, num, num, evaluate.num_runs, float("nan")
     )

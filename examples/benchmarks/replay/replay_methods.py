@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import optuna
@@ -15,7 +16,7 @@ from adaseek.search.sampler import CategoricalTPESampler
 from optuna.samplers import BaseSampler
 from optuna.storages import InMemoryStorage
 
-__all__ = ["METHODS", "Method", "Problem"]
+__all__ = ["METHODS", "Found", "Method", "Problem"]
 
 
 @dataclass(frozen=True)
@@ -37,26 +38,43 @@ class Problem:
     seed: int
 
 
-Method = Callable[[Problem], Archive]
-"""Returns what was observed; fully tried configs are the `complete` records."""
+@dataclass(frozen=True)
+class Found:
+    """What a method observed, and the config it would recommend for its quality.
+
+    Fully tried configs are the `complete` records of `archive`.
+    """
+
+    archive: Archive
+    chosen: Record
 
 
-def adaseek(problem: Problem, *, num_layers: int | None = None) -> Archive:
-    """AdaSeek with its defaults, or forced flat."""
+Method = Callable[[Problem], Found]
+
+
+def adaseek(problem: Problem, **changes: Any) -> Found:
+    """AdaSeek with its defaults, or with `changes` of its settings. It picks by its beliefs."""
     settings = SearchSettings(
         problem.budget,
         problem.num_examples,
         problem.objectives,
         problem.constraints,
-        num_layers=num_layers,
+        **changes,
     )
     search = AdaSeek(
         problem.space, settings, problem.evaluate, labels=problem.labels, seed=problem.seed
     )
-    return search.run()
+    return Found(search.run(), search.beliefs.best())
 
 
-def flat(problem: Problem, sampler: BaseSampler) -> Archive:
+def best_observed(archive: Archive) -> Record:
+    """Returns the complete, feasible record of best observed quality, the cheapest of equals."""
+    usable = [r for r in archive.records if r.state == "complete" and archive.is_feasible(r)]
+    mean = archive.mean
+    return max(usable, key=lambda r: (mean(r, "quality"), -mean(r, "cost"), -r.number))
+
+
+def flat(problem: Problem, sampler: BaseSampler) -> Found:
     """One level, every config on all examples. A config proposed again costs nothing."""
     archive = Archive(problem.objectives, problem.constraints)
     proposals = Proposals(
@@ -87,10 +105,10 @@ def flat(problem: Problem, sampler: BaseSampler) -> Archive:
         if not found:
             break
         proposal = found[0]
-    return archive
+    return Found(archive, best_observed(archive))
 
 
-def tpe(problem: Problem) -> Archive:
+def tpe(problem: Problem) -> Found:
     """Optuna's own TPE: multivariate, conditional groups, told of broken constraints."""
     sampler = optuna.samplers.TPESampler(
         multivariate=True,
@@ -101,12 +119,12 @@ def tpe(problem: Problem) -> Archive:
     return flat(problem, sampler)
 
 
-def own_tpe(problem: Problem) -> Archive:
+def own_tpe(problem: Problem) -> Found:
     """AdaSeek's sampler in a flat search without racing."""
     return flat(problem, CategoricalTPESampler(lambda: problem.space, seed=problem.seed))
 
 
-def random(problem: Problem) -> Archive:
+def random(problem: Problem) -> Found:
     """Distinct random configs."""
     return flat(problem, optuna.samplers.RandomSampler(seed=problem.seed))
 
@@ -115,6 +133,9 @@ METHODS: Mapping[str, Method] = {
     "flat TPE": tpe,
     "AdaSeek": adaseek,
     "AdaSeek, one layer": lambda problem: adaseek(problem, num_layers=1),
+    "one layer, no halving": lambda problem: adaseek(
+        problem, num_layers=1, halving=False, reserve=0.0
+    ),
     "flat, our sampler": own_tpe,
     "random": random,
 }
