@@ -73,7 +73,8 @@ class Setting:
         model: the model to call.
         params: sampling parameters (temperature, max_tokens ...).
         ensemble: run several members and combine their answers.
-        steps: replaces this step by several, in this order (step id suffix -> setting).
+        steps: replaces this step by several, in this order (step id suffix -> setting). No
+            built-in cog makes them, and an adapter that cannot run them refuses the recipe.
         engine: serving options that the step asks for (used by `adaseek serve --recipe`).
     """
 
@@ -90,6 +91,7 @@ class Setting:
         known = get_args(Reasoning)
         valid = self.reasoning is None or self.reasoning in known
         require(valid, "reasoning", self.reasoning, f"must be one of {choices(known)}")
+        require(self.steps is None or bool(self.steps), "steps", self.steps, "must name a step")
 
     @property
     def is_empty(self) -> bool:
@@ -131,8 +133,11 @@ class Setting:
         Raises:
             ConfigurationError: for a field or a value that this version does not know.
         """
+        _check_shape("the setting", body, Mapping)
         known = {f.name for f in fields(cls)}
-        for name in body:
+        for name, value in body.items():
+            if name in _SHAPES:
+                _check_shape(f"the setting `{name}`", value, _SHAPES[name])
             if name not in known:
                 raise ConfigurationError(
                     f"The setting `{name}` is unknown; known are {choices(sorted(known))}. "
@@ -294,6 +299,8 @@ class Recipe:
                 f"The recipe's `schema` is {schema!r}, but this adaseek reads {SCHEMA_VERSION}. "
                 "Use the adaseek version that wrote it (see `made_with`), or tune again."
             )
+        for name in ("settings", "steps", "scores", "made_with"):
+            _check_shape(f"`{name}`", body.get(name, {}), Mapping)
         return cls(
             settings={step: Setting.from_json(s) for step, s in body["settings"].items()},
             workflow=body.get("workflow", ""),
@@ -336,6 +343,20 @@ class Recipe:
 
 
 _EMPTY = Setting()
+_SHAPES: Mapping[str, type] = {
+    "instructions": str,
+    "demos": list,
+    **dict.fromkeys(("model", "params", "ensemble", "steps", "engine"), Mapping),
+}
+"""Setting -> the JSON type that it has in a file."""
+
+
+def _check_shape(what: str, value: object, shape: type) -> None:
+    if not isinstance(value, shape):
+        wanted = {str: "a text", list: "a list"}.get(shape, "an object")
+        raise ConfigurationError(
+            f"In the recipe, {what} is {_short(value)}, but must be {wanted}. Correct the file."
+        )
 
 
 def _original(step: Step) -> dict[str, Any]:

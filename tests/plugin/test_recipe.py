@@ -48,7 +48,7 @@ flat_settings = st.builds(
 settings = st.builds(
     lambda setting, steps: replace(setting, steps=steps),
     flat_settings,
-    st.none() | st.dictionaries(ids, flat_settings, max_size=2),
+    st.none() | st.dictionaries(ids, flat_settings, min_size=1, max_size=2),
 )
 recipes = st.builds(
     Recipe,
@@ -268,11 +268,25 @@ def test_json_that_is_no_recipe_is_refused(body: object) -> None:
         ({"model": {"name": "m"}}, "`model` is"),
         ({"demos": [{"question": "q"}]}, "`demos` is"),
         ({"steps": {"a": {"nope": 1}}}, "`nope` is unknown"),
+        ({"steps": {}}, "`steps` is {}, but must name a step"),
+        ({"steps": {"a": {"steps": {}}}}, "`steps` is {}, but must name a step"),
+        ({"steps": ["a"]}, r"`steps` is \[\"a\"\], but must be an object"),
+        ({"steps": {"a": 3}}, "the setting is 3, but must be an object"),
+        ({"demos": {}}, "`demos` is {}, but must be a list"),
+        ({"params": 3}, "`params` is 3, but must be an object"),
+        ({"instructions": 3}, "`instructions` is 3, but must be a text"),
     ],
 )
 def test_unknown_settings_and_values_are_refused(setting: object, message: str) -> None:
     body = {"schema": SCHEMA_VERSION, "settings": {"qa": setting}}
     with pytest.raises(ConfigurationError, match=message):
+        Recipe.from_json(body)
+
+
+@pytest.mark.parametrize("part", ["settings", "steps", "scores", "made_with"])
+def test_a_part_of_the_wrong_shape_is_named(part: str) -> None:
+    body = {"schema": SCHEMA_VERSION, "settings": {}, part: [1]}
+    with pytest.raises(ConfigurationError, match=rf"`{part}` is \[1\], but must be an object"):
         Recipe.from_json(body)
 
 
