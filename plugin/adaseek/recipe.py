@@ -353,7 +353,7 @@ _SHAPES: Mapping[str, type] = {
 
 def _check_shape(what: str, value: object, shape: type) -> None:
     if not isinstance(value, shape):
-        wanted = {str: "a text", list: "a list"}.get(shape, "an object")
+        wanted = "a text" if shape is str else "a list" if shape is list else "an object"
         raise ConfigurationError(
             f"In the recipe, {what} is {_short(value)}, but must be {wanted}. Correct the file."
         )
