@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Collection, Iterator, Sequence
+import re
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any  # Any: programs, inputs and templates are the user's
 
@@ -67,11 +68,12 @@ def translate(
     for step in _unreached(found, probed):
         steps.setdefault(step.id, step)
     steps |= {i: Step(i, kind=k, name=_name(i)) for i, k in _others(found, probed).items()}
+    edges = _edges(probed, steps)
     workflow = Workflow(
         framework=FRAMEWORK,
         name=_program_name(runnable),
-        steps=steps,
-        edges=_edges(probed, steps),
+        steps=_ordered(steps, edges),
+        edges=edges,
         inputs=input_names(runnable),
         outputs=("output",),
         notes=tuple(notes),
@@ -269,6 +271,29 @@ def _is_tool(name: str, found: Walk) -> bool:
 def _edges(probed: Probed, steps: dict[str, Step]) -> frozenset[Edge]:
     known = {*steps, "INPUT", "OUTPUT"}
     return frozenset(e for e in probed.edges if e.source in known and e.target in known)
+
+
+def _ordered(steps: Mapping[str, Step], edges: Collection[Edge]) -> dict[str, Step]:
+    """Returns `steps`, each behind those that it gets something from, else by id.
+
+    Not as they were found: branches that run side by side come in any order.
+    """
+    before = {
+        step: {e.source for e in edges if e.target == step and e.source in steps} for step in steps
+    }
+    ordered: dict[str, Step] = {}
+    while len(ordered) < len(steps):
+        left = [step for step in steps if step not in ordered]
+        ready = [step for step in left if before[step] - {step} <= ordered.keys()]
+        following = min(ready or left, key=_natural)  # none is ready in a loop
+        ordered[following] = steps[following]
+    return ordered
+
+
+def _natural(step: str) -> list[tuple[int, str]]:
+    """Returns a key that sorts the numbers in ids by value."""
+    parts = re.split(r"(\d+)", step)
+    return [(int(part), "") if part.isdigit() else (-1, part) for part in parts]
 
 
 def _name(step: str) -> str:
