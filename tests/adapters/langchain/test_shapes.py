@@ -1,0 +1,320 @@
+"""Every shape of LangChain and LangGraph programs, by a handler alone and by the global hook.
+
+One promise, one parametrised test over all shapes and both doors. The last test prints the
+coverage and names every miss.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import importlib.util
+import io
+import os
+import sys
+import warnings
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+from adaseek.recipe import Recipe
+from adaseek.testing.conformance import DEMO, INSTRUCTIONS, marking_recipe
+from adaseek.testing.coverage import Finding, covered, print_coverage
+from adaseek.testing.loopback import LoopbackServer
+from adaseek.workflow import ModelRef, Usage, Workflow
+from rich.console import Console
+
+os.environ.setdefault("LITELLM_LOCAL_MODEL_COST_MAP", "True")
+
+pytest.importorskip("langchain")
+pytest.importorskip("langchain_openai")
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore:Pydantic serializer warnings"),
+]
+
+from adaseek_langchain import AdaSeekHook, disable, enable, translate  # noqa: E402
+
+
+def load_shapes() -> Any:
+    """Returns the module beside this file; pytest's import mode has no path for it."""
+    name = "langchain_shapes"
+    if name not in sys.modules:
+        spec = importlib.util.spec_from_file_location(name, Path(__file__).parent / "shapes.py")
+        assert spec is not None and spec.loader is not None
+        sys.modules[name] = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(sys.modules[name])
+    return sys.modules[name]
+
+
+shapes = load_shapes()
+HAS_DSPY = importlib.util.find_spec("dspy") is not None
+ALL = [*shapes.SHAPES, *(shapes.MIXED if HAS_DSPY else ())]
+MODEL = "m2"
+STREAM_USAGE = b',"stream_options":{"include_usage":true}'
+"""What observing adds to a streamed request: without it the server reports no usage."""
+
+HANDLER, GLOBAL = "handler", "global hook"
+
+
+@contextlib.contextmanager
+def door(
+    name: str, recipe: Recipe | None = None, workflow: Workflow | None = None
+) -> Iterator[tuple[AdaSeekHook, Any]]:
+    """Yields a hook and the config to run the program with."""
+    if name == HANDLER:
+        hook = AdaSeekHook(recipe, workflow=workflow)
+        yield hook, {"callbacks": [hook]}
+        return
+    hook = enable(recipe, workflow=workflow)
+    try:
+        yield hook, None
+    finally:
+        disable()
+
+
+@dataclass
+class Seen:
+    """What one run of a shape gave."""
+
+    output: Any
+    raw: list[bytes]
+    counted: dict[str, int]
+    bodies: list[dict[str, Any]]
+    hook: AdaSeekHook | None = None
+    workflow: Workflow | None = None
+    steps: tuple[str, ...] = ()
+    usage: Usage = field(default_factory=Usage)
+    stream: Seen | None = None
+
+
+class Examination:
+    """Runs one shape through one door, with and without a recipe, and keeps what was seen."""
+
+    def __init__(self, shape: Any, name: str, server: LoopbackServer) -> None:
+        self.shape, self.door, self.server = shape, name, server
+        self.program = shape.build(server.url)
+        self.workflow = translate(shapes.inside(self.program)) if shape.static else None
+        self.plain = self._seen(None)
+        self.plain_stream = self._streamed(None)
+        self.empty = self._through(Recipe())
+        self.again = self._through(None, program=shape.build(server.url))
+        recipe = self._recipe()
+        self.tuned = None if recipe is None else self._through(recipe)
+        self.after = self._seen(None)
+
+    def _recipe(self) -> Recipe | None:
+        """Returns a recipe for the steps that the global hook sees: a handler may see fewer."""
+        with door(GLOBAL, workflow=self.workflow) as (hook, config):
+            self.shape.output(self.program, config)
+            workflow = hook.workflow
+        if not workflow.lm_steps():
+            return None
+        self.workflow = workflow
+        return marking_recipe(workflow, ModelRef(MODEL, self.server.url))
+
+    def _through(self, recipe: Recipe | None, *, program: Any = None) -> Seen:
+        # A recipe alone, as in production: what it needs of the program it has with it.
+        workflow = self.workflow if recipe is None or recipe.is_empty else None
+        with door(self.door, recipe, workflow) as (hook, config):
+            seen = self._seen(config, program)
+            seen.hook, seen.workflow = hook, hook.workflow
+            traces = hook.traces
+        calls = [call for trace in traces for call in trace.calls if call.kind == "lm"]
+        seen.steps = tuple(sorted({call.step for call in calls}))
+        seen.usage = Usage.total(trace.usage for trace in traces)
+        with door(self.door, recipe, workflow) as (_, config):
+            seen.stream = self._streamed(config)
+        return seen
+
+    def _seen(self, config: Any, program: Any = None) -> Seen:
+        self.server.clear()
+        output = self.shape.output(program or self.program, config)
+        raw = sorted(request.raw for request in self.server.requests)
+        return Seen(output, raw, self.server.usage(), self.server.bodies)
+
+    def _streamed(self, config: Any) -> Seen | None:
+        """Returns what a streamed run gave; the chunks sorted, since nodes may run side by side."""
+        if self.shape.stream is None:
+            return None
+        self.server.clear()
+        chunks = self.shape.stream(shapes.inside(self.program), self.shape.given, config)
+        raw = sorted(request.raw for request in self.server.requests)
+        return Seen(sorted(chunks), raw, self.server.usage(), self.server.bodies)
+
+    # The promises; each raises AssertionError with the reason of a miss -------------------
+
+    def steps_are_found_and_stable(self) -> None:
+        assert len(self.empty.steps) == self.shape.sites, f"saw {self.empty.steps}"
+        assert self.again.steps == self.empty.steps, f"then {self.again.steps}"
+        assert self.empty.workflow is not None
+        missing = set(self.empty.steps) - set(self.empty.workflow.steps)
+        assert not missing, f"not in the workflow: {missing}"
+
+    def the_same_bytes_are_sent(self) -> None:
+        assert [raw.replace(STREAM_USAGE, b"") for raw in self.empty.raw] == self.plain.raw
+        if all(not body.get("stream") for body in self.plain.bodies):
+            assert self.empty.raw == self.plain.raw
+
+    def the_output_is_the_same(self) -> None:
+        assert self.empty.output == self.plain.output
+
+    def usage_is_the_servers(self) -> None:
+        counted, told = self.empty.counted, self.empty.usage
+        assert told.requests == counted["requests"] - self.shape.foreign, f"{told.requests} calls"
+        if not self.shape.foreign:
+            assert told.input_tokens == counted["input_tokens"], f"{told} of {counted}"
+            assert told.output_tokens == counted["output_tokens"], f"{told} of {counted}"
+            assert told.cached_tokens == counted["cached_tokens"], f"{told} of {counted}"
+
+    def the_recipe_reaches_the_calls(self) -> None:
+        wanted = self.shape.requests - self.shape.foreign
+        if self.tuned is None:
+            assert wanted == 0, "no step was seen"
+            return
+        hook = self.tuned.hook
+        assert hook is not None
+        reached, num_shown = self._marked(self.tuned.bodies)
+        assert reached == wanted, f"{reached} of {wanted} requests carry it, {dict(hook.misses)}"
+        assert hook.missed == 0, f"missed {dict(hook.misses)}"
+        if all(setting.demos for setting in hook.recipe.settings.values()):
+            assert num_shown == wanted, f"{num_shown} of {wanted} requests show the demo"
+
+    def the_recipe_reaches_streamed_calls(self) -> None:
+        if self.plain_stream is None or self.tuned is None or self.tuned.stream is None:
+            return
+        wanted = len(self.plain_stream.bodies) - self.shape.foreign
+        reached, _ = self._marked(self.tuned.stream.bodies)
+        assert reached == wanted, f"{reached} of {wanted} requests carry it"
+
+    def _marked(self, bodies: list[dict[str, Any]]) -> tuple[int, int]:
+        """Returns how many requests have the recipe's instructions and model, and its demo."""
+        own = [body for body in bodies if "Your output fields" not in str(body)]
+        marked = [b for b in own if b["model"] == MODEL and INSTRUCTIONS in str(b["messages"])]
+        return len(marked), sum(DEMO in str(body["messages"]) for body in own)
+
+    def user_code_still_runs(self) -> None:
+        assert self.plain.output[1] == self.empty.output[1]
+        if self.tuned is not None:
+            assert self.plain.output[1] == self.tuned.output[1]
+
+    def streams_still_stream(self) -> None:
+        if self.plain_stream is None:
+            return
+        assert self.empty.stream is not None
+        assert self.empty.stream.output == self.plain_stream.output
+        if self.tuned is not None and len(self.plain_stream.output) > 1:
+            assert self.tuned.stream is not None
+            assert len(self.tuned.stream.output) > 1, "the answer comes in one piece"
+
+    def the_original_is_unchanged(self) -> None:
+        assert self.after.raw == self.plain.raw
+        assert self.after.output == self.plain.output
+
+
+PROMISES: dict[str, Callable[[Examination], None]] = {
+    name: getattr(Examination, name)
+    for name in (
+        "steps_are_found_and_stable",
+        "the_same_bytes_are_sent",
+        "the_output_is_the_same",
+        "usage_is_the_servers",
+        "the_recipe_reaches_the_calls",
+        "the_recipe_reaches_streamed_calls",
+        "user_code_still_runs",
+        "streams_still_stream",
+        "the_original_is_unchanged",
+    )
+}
+NEEDS_CALLS = (
+    "steps_are_found_and_stable",
+    "usage_is_the_servers",
+    "the_recipe_reaches_the_calls",
+    "the_recipe_reaches_streamed_calls",
+)
+"""What cannot be kept for a program whose calls the door cannot reach."""
+
+
+@pytest.fixture(scope="module")
+def examined() -> Iterator[Callable[[Any, str], Any]]:
+    """Yields a function that examines a shape once per door, or returns why it failed."""
+    known: dict[tuple[str, str], Any] = {}
+    with LoopbackServer(shapes.answer, models=("m", "m2", "m3"), keep_alive=False) as server:
+
+        def examine(shape: Any, name: str) -> Any:
+            if (shape.id, name) not in known:
+                with warnings.catch_warnings():
+                    warnings.simplefilter("ignore")
+                    try:
+                        known[shape.id, name] = Examination(shape, name, server)
+                    except Exception as error:  # a broken adapter must not hide other shapes
+                        known[shape.id, name] = error
+            return known[shape.id, name]
+
+        yield examine
+    gc.collect()
+
+
+def finding(examination: Any, shape: Any, name: str, promise: str) -> Finding:
+    """Returns whether a promise was kept, with the declared reason where there is one."""
+    try:
+        if isinstance(examination, Exception):
+            raise examination
+        PROMISES[promise](examination)
+    except AssertionError as error:
+        reason = str(error).splitlines()[0]
+        if name == HANDLER and shape.unreached and promise in NEEDS_CALLS:
+            reason = shape.unreached
+        return Finding(shape.id, name, promise, reason)
+    except Exception as error:  # what broke is the reason
+        return Finding(shape.id, name, promise, f"{type(error).__name__}: {error}")
+    return Finding(shape.id, name, promise)
+
+
+@pytest.mark.parametrize("shape", ALL, ids=lambda shape: shape.id)
+@pytest.mark.parametrize("name", [HANDLER, GLOBAL])
+@pytest.mark.parametrize("promise", PROMISES)
+def test_a_promise_is_kept(promise: str, name: str, shape: Any, examined: Any) -> None:
+    found = finding(examined(shape, name), shape, name, promise)
+    if name == HANDLER and shape.unreached and promise in NEEDS_CALLS:
+        assert found.reason in ("", shape.unreached)
+    else:
+        assert found.kept, found.reason
+
+
+@pytest.mark.parametrize("shape", ALL, ids=lambda shape: shape.id)
+def test_the_steps_are_found_without_a_request(shape: Any, examined: Any) -> None:
+    with LoopbackServer(shapes.answer) as server:
+        program = shapes.inside(shape.build(server.url))
+        if not shape.static:
+            return
+        first, again = translate(program), translate(shapes.inside(shape.build(server.url)))
+        assert len([s for s in first.lm_steps() if not s.dynamic]) == shape.static
+        assert list(first.steps) == list(again.steps)
+        assert first.fingerprint == again.fingerprint
+        assert server.requests == ()
+
+
+def test_the_coverage_is_printed_and_every_miss_has_a_reason(
+    examined: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    findings = [
+        finding(examined(shape, name), shape, name, promise)
+        for shape in ALL
+        for name in (HANDLER, GLOBAL)
+        for promise in PROMISES
+    ]
+    title = "LangChain and LangGraph"
+    if os.environ.get("ADASEEK_SHOW_COVERAGE"):
+        with capsys.disabled():
+            print_coverage(findings, title=title, console=Console(width=140))
+    wide = io.StringIO()
+    print_coverage(findings, title=title, console=Console(file=wide, width=4000))
+    assert all(finding.reason in wide.getvalue() for finding in findings)
+    totals = covered(f for f in findings if f.program.startswith("L"))
+    assert totals[HANDLER][1] == totals[GLOBAL][1] == 41
+    assert totals[HANDLER][0] >= 38
+    assert totals[GLOBAL][0] == 41
