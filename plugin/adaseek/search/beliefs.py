@@ -21,6 +21,8 @@ __all__ = ["Belief", "Beliefs"]
 
 Floats = NDArray[np.float64]
 
+_MOST_LATEST = 4 * MOST_CONFIGS
+
 
 @dataclass(frozen=True)
 class Belief:
@@ -70,7 +72,8 @@ class Beliefs:
     def about(self, records: Sequence[Record]) -> Belief:
         """Returns what is believed about `records`, which must have outcomes.
 
-        The others that are most tried lend their strength, so many that all fit in one model.
+        The others that are most tried lend their strength, so many that all fit in one model; if
+        there are many hundreds, of the latest.
         """
         qualities, errors = self._qualities(records)
         return self._belief(records, qualities, errors)
@@ -110,7 +113,8 @@ class Beliefs:
             return np.zeros(0), np.zeros(0)
         chosen = list(records[:MOST_CONFIGS])
         inside = {id(r) for r in chosen}
-        rest = [r for r in archive.records if r.outcomes and id(r) not in inside]
+        latest = archive.records[-_MOST_LATEST:]
+        rest = [r for r in latest if r.outcomes and id(r) not in inside]
         rest.sort(key=lambda r: (-len(r.outcomes), -r.number))
         chosen += rest[: MOST_CONFIGS - len(chosen)]
         counts = np.asarray([len(r.outcomes) for r in chosen], dtype=np.float64)

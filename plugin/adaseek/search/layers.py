@@ -15,7 +15,10 @@ from dataclasses import dataclass
 from adaseek.errors import require
 from adaseek.search.base import Dimension, Space
 
-__all__ = ["LayerPlan", "plan_layers"]
+__all__ = ["SMALL_SPACE", "LayerPlan", "plan_layers"]
+
+SMALL_SPACE = 8
+"""Configs per affordable full trial up to which layers are not worth their arms."""
 
 GROUPINGS: tuple[tuple[tuple[str, ...], ...], ...] = (
     (("structure", "step", "weight"),),
@@ -55,7 +58,8 @@ def plan_layers(space: Space, num_trials: int, *, alpha: float = 1.0) -> LayerPl
 
     A layering is considered only if each of its layers has at least two configs and its expected
     size grows over the one before (a structure layer of one dimension adds nothing). Below the
-    flat layering's expected size the search is flat.
+    flat layering's expected size the search is flat; so it is in a space of at most
+    `SMALL_SPACE` configs per trial, which one layer covers well enough by itself.
 
     Args:
         num_trials: leaf trials that the budget covers, at least 1.
@@ -67,7 +71,8 @@ def plan_layers(space: Space, num_trials: int, *, alpha: float = 1.0) -> LayerPl
     require(1.0 <= alpha <= 1.5, "alpha", alpha, "must be between 1 and 1.5")
     require(num_trials >= 1, "num_trials", num_trials, "must be at least 1")
     best = _layering(space, GROUPINGS[0], alpha)
-    for grouping in GROUPINGS[1:]:
+    is_small = space.size() <= SMALL_SPACE * num_trials
+    for grouping in () if is_small else GROUPINGS[1:]:
         candidate = _layering(space, grouping, alpha)
         if candidate is None or best is None:
             continue

@@ -67,6 +67,7 @@ class CategoricalTPESampler(BaseSampler):
         self._coder: Coder | None = None
         self._history: History | None = None
         self._shrunk = Shrunk()
+        self._ranking: NDArray[np.intp] | None = None
 
     def reseed_rng(self) -> None:
         self._rng = np.random.default_rng()
@@ -122,6 +123,7 @@ class CategoricalTPESampler(BaseSampler):
             coder = Coder(space)
         if history is None or history.study is not study:
             history = History(study, len(coder.names))
+            self._shrunk, self._ranking = Shrunk(), None
         history.update(coder, without=trial.number)
         self._coder, self._history = coder, history
         return coder, history
@@ -129,9 +131,11 @@ class CategoricalTPESampler(BaseSampler):
     def _split(self, history: History, coder: Coder) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
         """Returns the indices of the good trials and of the bad ones that stand for all."""
         num = len(history.codes)
-        points = self._shrunk.points(history, coder)
         num_good = min(max(2, math.ceil(self._gamma * num)), _MOST_GOOD)
-        order = pareto.ranked(points, history.violations, num_good)
+        if self._ranking is None or len(self._ranking) != num:
+            points = self._shrunk.points(history, coder)
+            self._ranking = pareto.ranked(points, history.violations, num_good)
+        order = self._ranking
         bad = order[num_good:]
         if len(bad) > _MOST_BAD:
             bad = self._rng.choice(bad, _MOST_BAD, replace=False)
@@ -174,21 +178,17 @@ class Shrunk:
     def __init__(self) -> None:
         self._full: list[NDArray[np.float64]] = []
         self._surrogates: list[Surrogate] = []
-        self._last: tuple[int, NDArray[np.float64]] | None = None
 
     def points(self, history: History, coder: Coder) -> NDArray[np.float64]:
         """Returns [num_complete, num_objectives] float: the estimated points of `history`."""
         num = len(history.codes)
         if not history.variances.any():
             return history.points
-        if self._last is not None and self._last[0] == num:
-            return self._last[1]
         while num >= (len(self._full) + 1) * MOST_CONFIGS:
             start = len(self._full) * MOST_CONFIGS
             self._full.append(self._block(history, coder, slice(start, start + MOST_CONFIGS)))
         rest = self._block(history, coder, slice(len(self._full) * MOST_CONFIGS, num))
-        self._last = (num, np.concatenate([*self._full, rest]))
-        return self._last[1]
+        return np.concatenate([*self._full, rest])
 
     def _block(self, history: History, coder: Coder, part: slice) -> NDArray[np.float64]:
         points = history.points[part].copy()

@@ -1,11 +1,12 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 from adaseek.errors import ConfigurationError
 from adaseek.search.base import Dimension, Space
-from adaseek.search.layers import plan_layers, split_budget
+from adaseek.search.layers import SMALL_SPACE, plan_layers, split_budget
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -14,7 +15,7 @@ def space(structure: int, step: int, weight: int) -> Space:
     counts = {"structure": structure, "step": step, "weight": weight}
     return Space(
         tuple(
-            Dimension(f"{family}{i}", family, ("a", "b"))
+            Dimension(f"{family}{i}", family, ("a", "b", "c", "d"))
             for family, count in counts.items()
             for i in range(count)
         )
@@ -28,6 +29,21 @@ def space(structure: int, step: int, weight: int) -> Space:
 )
 def test_the_deepest_layering_that_the_budget_covers_is_taken(num_trials, expected):
     assert plan_layers(space(2, 3, 4), num_trials).num_layers == expected
+
+
+def test_a_space_that_is_small_against_the_budget_needs_no_layers():
+    # 4**9 = 262,144 configs; 8 per trial need 32,768 trials.
+    large = space(2, 3, 4)
+    assert large.size() == SMALL_SPACE * 32_768
+    assert plan_layers(large, 32_767).num_layers == 3
+    assert plan_layers(large, 32_768).num_layers == 1
+
+
+def test_more_options_make_layers_where_few_do_not():
+    # The same dimensions, hence the same expected sizes: only the size of the space differs.
+    few = Space(tuple(replace(d, options=("a", "b")) for d in space(2, 3, 4).dimensions))
+    assert plan_layers(few, 100).num_layers == 1
+    assert plan_layers(space(2, 3, 4), 100).num_layers == 3
 
 
 def test_dimensions_that_the_original_leaves_inactive_count():
