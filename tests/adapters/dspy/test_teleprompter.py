@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
+import inspect
 import json
 import re
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, get_type_hints
 
 import pytest
 from adaseek import Recipe
@@ -21,10 +23,12 @@ from adaseek.errors import (
     TranslationError,
 )
 from adaseek.testing.loopback import LoopbackServer, Reply
+from adaseek.tuner import Tuner
 
 dspy = pytest.importorskip("dspy")
 
 from adaseek_dspy import AdaSeek, apply, translate  # noqa: E402  # only where DSPy is
+from adaseek_dspy.teleprompter import TunerSettings  # noqa: E402
 
 
 def answer(body: dict[str, Any]) -> Reply:
@@ -279,3 +283,28 @@ def test_both_names_of_the_run_folder_are_refused():
 def test_translate_and_apply_are_exported(lm):
     assert list(translate(Parity()).steps) == ["note", "answer"]
     assert apply(Parity(), Recipe())(question="Is number 2 even or odd?").answer
+
+
+def test_what_is_handed_on_is_what_the_tuner_takes_with_the_same_default() -> None:
+    handed_on = set(get_type_hints(TunerSettings))
+    own = set(inspect.signature(AdaSeek.__init__).parameters) - {"self", "others"}
+    fields = {f.name for f in dataclasses.fields(Tuner)}
+    assert handed_on <= fields
+    assert not handed_on & own
+    # The rest goes by DSPy's own names (`callbacks`, `prompt_model`) or is not for DSPy programs.
+    assert fields - handed_on - own == {"listeners", "proposer", "members"}
+    tuner = AdaSeek(metric).tuner
+    plain = Tuner(metric)
+    assert all(getattr(tuner, name) == getattr(plain, name) for name in handed_on)
+
+
+def test_settings_reach_the_tuner_and_unknown_ones_are_named() -> None:
+    tuner = AdaSeek(metric, timeout_s=3.0, seed=7, verbose=False, callbacks=[print]).tuner
+    assert (tuner.timeout_s, tuner.seed, tuner.verbose, tuner.listeners) == (
+        3.0,
+        7,
+        False,
+        (print,),
+    )
+    with pytest.raises(ConfigurationError, match=r"\['max_cost'\].*'max_cost_usd'"):
+        AdaSeek(metric, max_cost=1.0)
