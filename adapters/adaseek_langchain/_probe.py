@@ -141,6 +141,14 @@ class _Anything(dict[str, Any]):
         self[name] = text = self._marks.text("INPUT", str(name))
         return text
 
+    def get(self, name: str, default: Any = None) -> Any:
+        return self[name] if default is None or name in self else default
+
+    def pop(self, name: str, default: Any = None) -> Any:
+        found = self.get(name, default)
+        super().pop(name, None)
+        return found
+
 
 def _marked(value: Any, marks: Markers, name: str) -> Any:
     """Returns an example's input with each of its texts replaced by a mark."""

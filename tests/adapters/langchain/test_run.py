@@ -1,0 +1,416 @@
+"""One run of a program under a recipe: memo, gate, replicates, times, failures."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from typing import Any, TypedDict
+
+import pytest
+from adaseek.errors import ConfigurationError, ExampleError, MetricError
+from adaseek.evaluation.base import CallRecord, RunContext
+from adaseek.plugins import load_plugins
+from adaseek.program import Program
+from adaseek.recipe import Demo, Ensemble, Recipe, Setting
+from adaseek.testing.loopback import LoopbackServer, Reply, echo
+from adaseek.workflow import Example, ModelRef, Trace, Usage
+
+pytest.importorskip("langchain")
+pytest.importorskip("langchain_openai")
+
+from langchain.agents import create_agent
+from langchain_core.messages import AIMessage, HumanMessage
+from langchain_core.output_parsers import StrOutputParser
+from langchain_core.prompts import ChatPromptTemplate
+from langchain_core.runnables import RunnableLambda
+from langchain_core.tools import tool
+from langchain_openai import ChatOpenAI
+from langgraph.checkpoint.memory import InMemorySaver
+from langgraph.graph import END, START, StateGraph
+from pydantic import BaseModel
+
+RAW = {"inputs": {"q": "what is it"}, "outputs": {"a": "it"}}
+
+
+@pytest.fixture
+def server() -> Iterator[LoopbackServer]:
+    with LoopbackServer(echo, models=("m", "m2"), keep_alive=False) as running:
+        yield running
+
+
+class Memo(dict[str, CallRecord]):
+    """A memo in memory."""
+
+    def put(self, key: str, record: CallRecord) -> None:
+        self[key] = record
+
+
+class CountingGate:
+    """Lets one request through at a time, and counts them."""
+
+    def __init__(self) -> None:
+        self.endpoints: list[str] = []
+        self.lock = threading.Lock()
+
+    @contextmanager
+    def slot(self, endpoint: str) -> Iterator[None]:
+        with self.lock:
+            self.endpoints.append(endpoint)
+            yield
+
+
+def model(server: LoopbackServer, name: str = "m", **settings: Any) -> ChatOpenAI:
+    return ChatOpenAI(model=name, base_url=server.url, api_key="secret-key", **settings)
+
+
+def prompt(system: str = "Answer briefly.") -> ChatPromptTemplate:
+    return ChatPromptTemplate.from_messages([("system", system), ("human", "{q}")])
+
+
+def chain(server: LoopbackServer, **settings: Any) -> Any:
+    return prompt() | model(server, **settings) | StrOutputParser()
+
+
+def bound(obj: Any) -> Program:
+    return Program(obj, load_plugins())
+
+
+def run(
+    obj: Any, recipe: Recipe | None = None, context: RunContext | None = None, raw: Any = RAW
+) -> Trace:
+    program = bound(obj)
+    (example,) = program.examples("examples", [raw])
+    return program.run(recipe or Recipe(), example, context or RunContext())
+
+
+def test_run_gives_what_the_program_gives_and_sends_the_same(server: LoopbackServer) -> None:
+    program = chain(server)
+    expected = program.invoke(RAW["inputs"])
+    trace = run(program)
+    assert trace.output == expected and trace.error is None
+    assert [request.raw for request in server.requests] == [server.requests[0].raw] * 2
+    assert trace.usage.requests == 1
+
+
+def test_recipe_changes_instructions_demos_and_model(server: LoopbackServer) -> None:
+    setting = Setting(
+        instructions="Shout.",
+        demos=(Demo({"input": "one", "output": "ONE"}),),
+        model=ModelRef("m2", server.url),
+    )
+    run(chain(server), Recipe({"2.lm": setting}))
+    (body,) = server.bodies
+    assert body["model"] == "m2"
+    assert [m["content"] for m in body["messages"]] == ["Shout.", "one", "ONE", "what is it"]
+
+
+def test_calls_keep_the_programs_own_inputs_for_demonstrations(server: LoopbackServer) -> None:
+    demos = (Demo({"input": "one", "output": "ONE"}),)
+    (call,) = run(chain(server), Recipe({"2.lm": Setting(demos=demos)})).calls
+    assert call.inputs == {"input": "what is it"}
+
+
+def test_memo_answers_an_equal_request(server: LoopbackServer) -> None:
+    context = RunContext(memo=Memo())
+    first, second = run(chain(server), None, context), run(chain(server), None, context)
+    assert len(server.requests) == 1
+    assert second.output == first.output
+    assert [call.cached for call in (*first.calls, *second.calls)] == [False, True]
+    assert second.usage == first.usage
+    assert second.latency_s is not None and first.latency_s is not None
+    assert second.calls[0].duration_s == pytest.approx(first.calls[0].duration_s, rel=0.2)
+
+
+@pytest.mark.parametrize("streams", [True, False])
+def test_memo_answers_streams_tools_and_schemas_alike(
+    server: LoopbackServer, streams: bool
+) -> None:
+    class Answer(BaseModel):
+        """An answer."""
+
+        answer: str
+
+    server.answer = lambda _: Reply('{"answer": "yes"}')
+    program = prompt() | model(server, streaming=streams).with_structured_output(Answer)
+    context = RunContext(memo=Memo())
+    outputs = [run(program, None, context).output for _ in range(2)]
+    assert outputs == [Answer(answer="yes")] * 2
+    assert len(server.requests) == 1
+
+
+def test_stream_is_remembered_whole(server: LoopbackServer) -> None:
+    def streamed(x: Any) -> str:
+        return "|".join(chunk.text for chunk in model(server).stream(x["q"]))
+
+    context = RunContext(memo=Memo())
+    first = run(RunnableLambda(streamed), None, context)
+    second = run(RunnableLambda(streamed), None, context)
+    assert first.output.count("|") > second.output.count("|")
+    assert second.output.replace("|", "") == first.output.replace("|", "")
+    assert second.usage == first.usage and first.usage.input_tokens > 0
+    assert len(server.requests) == 1
+
+
+def test_equal_requests_of_one_run_are_separate_draws(server: LoopbackServer) -> None:
+    llm = model(server, temperature=0.7)
+    twice = RunnableLambda(lambda x: [llm.invoke(x["q"]).text for _ in range(2)])
+    context = RunContext(memo=Memo())
+    run(twice, None, context)
+    assert len(server.requests) == 2
+    run(twice, None, context)
+    assert len(server.requests) == 2
+
+
+def test_replicates_are_separate_draws_unless_at_temperature_zero(server: LoopbackServer) -> None:
+    memo = Memo()
+    for replicate in (0, 1):
+        run(chain(server, temperature=1.0), None, RunContext(memo=memo, replicate=replicate))
+    assert len(server.requests) == 2
+    for replicate in (0, 1):
+        run(chain(server, temperature=0), None, RunContext(memo=memo, replicate=replicate))
+    assert len(server.requests) == 3
+
+
+def test_members_of_an_ensemble_are_separate_draws(server: LoopbackServer) -> None:
+    recipe = Recipe({"2.lm": Setting(ensemble=Ensemble(3, "majority"))})
+    trace = run(chain(server), recipe, RunContext(memo=Memo()))
+    assert len(server.requests) == 3
+    assert sorted(c.step for c in trace.calls) == ["2.lm#0", "2.lm#1", "2.lm#2"]
+    assert trace.usage.requests == 3
+
+
+def test_every_real_request_goes_through_the_gate(server: LoopbackServer) -> None:
+    gate = CountingGate()
+    context = RunContext(memo=Memo(), gate=gate)
+    run(chain(server), None, context)
+    run(chain(server), None, context)
+    assert gate.endpoints == [server.url]
+
+
+def test_waiting_at_the_gate_is_not_the_models_time(server: LoopbackServer) -> None:
+    server.answer = lambda _: Reply("hello", delay_s=0.2)
+    gate = CountingGate()
+    obj = chain(server)
+    with ThreadPoolExecutor(3) as pool:
+        runs = list(pool.map(lambda _: run(obj, None, RunContext(gate=gate)), range(3)))
+    assert all(trace.calls[0].duration_s < 0.39 for trace in runs)
+
+
+def test_langchains_own_cache_does_not_answer_in_a_run(server: LoopbackServer) -> None:
+    from langchain_core.caches import InMemoryCache
+
+    program = chain(server, cache=InMemoryCache())
+    run(program)
+    run(program)
+    assert len(server.requests) == 2
+    run(program, None, RunContext(use_cache=True))
+    trace = run(program, None, RunContext(use_cache=True))
+    assert len(server.requests) == 3
+    assert trace.calls[0].cached
+
+
+def test_prices_give_costs_also_from_the_memo(server: LoopbackServer) -> None:
+    def price(reference: ModelRef, usage: Usage, duration_s: float) -> float | None:
+        return usage.input_tokens * 1.0 if reference.id == "m" else None
+
+    context = RunContext(memo=Memo(), price=price)
+    first, second = run(chain(server), None, context), run(chain(server), None, context)
+    assert first.usage.cost_usd == second.usage.cost_usd == first.usage.input_tokens
+
+
+def test_run_ends_when_its_time_is_used_up(server: LoopbackServer) -> None:
+    server.answer = lambda _: Reply("hello", delay_s=0.3)
+    llm = model(server)
+    endless = RunnableLambda(lambda x: [llm.invoke(x["q"]).text for _ in range(50)])
+    trace = run(endless, None, RunContext(timeout_s=0.5))
+    assert trace.error is not None and "timeout_s" in trace.error
+    assert trace.error_kind == "endpoint"
+    assert len(server.requests) < 5
+
+
+def test_failures_are_in_the_trace(server: LoopbackServer) -> None:
+    trace = run(chain(server) | RunnableLambda(lambda text: text["no such key"]))
+    assert trace.error_kind == "program" and trace.output is None
+    assert trace.usage.requests == 1  # what was paid before is told
+    server.answer = lambda _: Reply("no", status=400)
+    assert run(chain(server)).error_kind == "endpoint"
+
+
+def test_setting_that_cannot_be_applied_is_an_error_not_another_result(
+    server: LoopbackServer,
+) -> None:
+    recipe = Recipe({"2.lm": Setting(steps={"a": Setting(instructions="x")})})
+    with pytest.raises(ConfigurationError, match="cannot be applied"):
+        run(chain(server), recipe)
+
+
+class State(TypedDict, total=False):
+    q: str
+    a: str
+
+
+def test_memory_of_a_graph_is_its_own_in_each_run(server: LoopbackServer) -> None:
+    memory = InMemorySaver()
+    agent = create_agent(model(server), [], checkpointer=memory)
+    raw = {"inputs": {"messages": [HumanMessage("hello")]}, "outputs": {}}
+    for _ in range(2):
+        trace = run(agent, raw=raw)
+        assert len(trace.output["messages"]) == 2
+    assert list(memory.storage) == []
+
+
+def test_async_programs_run_too(server: LoopbackServer) -> None:
+    inner = chain(server)
+
+    async def draft(state: State) -> State:
+        return {"a": await inner.ainvoke({"q": state["q"]})}
+
+    built = StateGraph(State)
+    built.add_node("draft", draft)
+    built.add_edge(START, "draft")
+    built.add_edge("draft", END)
+    graph = built.compile()
+    context = RunContext(memo=Memo(), gate=CountingGate())
+    raw = {"inputs": {"q": "hello"}, "outputs": {}}
+    traces = [run(graph, None, context, raw) for _ in range(2)]
+    assert [trace.error for trace in traces] == [None, None]
+    assert traces[0].output == traces[1].output
+    assert len(server.requests) == 1
+
+
+def test_threads_without_a_context_are_reached_as_well(server: LoopbackServer) -> None:
+    llm = model(server)
+
+    def both(x: Mapping[str, str]) -> list[str]:
+        with ThreadPoolExecutor(2) as pool:
+            return [m.text for m in pool.map(llm.invoke, [f"one {x['q']}", f"two {x['q']}"])]
+
+    context = RunContext(memo=Memo())
+    traces = [run(RunnableLambda(both), None, context) for _ in range(2)]
+    assert [trace.usage.requests for trace in traces] == [2, 2]
+    assert len(server.requests) == 2
+
+
+def test_tools_with_effects_run_once_per_run(server: LoopbackServer) -> None:
+    used: list[str] = []
+
+    @tool
+    def note(text: str) -> str:
+        """Notes something."""
+        used.append(text)
+        return "noted"
+
+    def answer(body: Mapping[str, Any]) -> Reply:
+        done = body["messages"][-1]["role"] == "tool"
+        return Reply("done") if done else Reply(tool_calls=[("note", {"text": "x"})])
+
+    server.answer = answer
+    agent = create_agent(model(server), [note])
+    program = bound(agent)
+    assert used == []
+    raw = {"inputs": {"messages": [("user", "hello")]}, "outputs": {}}
+    (example,) = program.examples("examples", [raw])
+    trace = program.run(Recipe(), example, RunContext(memo=Memo()))
+    assert used == ["x"]
+    kinds = [call.kind for call in sorted(trace.calls, key=lambda c: c.start_s)]
+    assert kinds == ["lm", "tool", "lm"]
+    assert [m.type for m in trace.output["messages"]] == ["human", "ai", "tool", "ai"]
+
+
+def test_program_may_change_its_input_without_harm(server: LoopbackServer) -> None:
+    def greedy(x: dict[str, Any]) -> Any:
+        return model(server).invoke(x.pop("q"))
+
+    raw = {"inputs": {"q": "hello"}, "outputs": {}}
+    assert run(RunnableLambda(greedy), raw=raw).error is None
+    assert raw == {"inputs": {"q": "hello"}, "outputs": {}}
+
+
+@pytest.mark.parametrize(
+    ("raw", "inputs", "labels"),
+    [
+        ({"inputs": {"q": "x"}, "outputs": {"a": "y"}}, {"q": "x"}, {"a": "y"}),
+        ({"inputs": {"q": "x"}, "answer": "y"}, {"q": "x"}, {"answer": "y"}),
+        ({"q": "x", "answer": "y"}, {"q": "x"}, {"answer": "y"}),
+        (({"q": "x"}, "y"), {"q": "x"}, {"expected": "y"}),
+        (("x", "y"), {"input": "x"}, {"expected": "y"}),
+        ({"input": "x", "answer": "y"}, {"input": "x"}, {"answer": "y"}),
+    ],
+)
+def test_examples_are_taken_in_the_usual_forms(
+    server: LoopbackServer, raw: Any, inputs: Any, labels: Any
+) -> None:
+    (example,) = bound(chain(server)).examples("trainset", [raw])
+    assert (example.inputs, example.labels, example.raw) == (inputs, labels, raw)
+
+
+def test_example_without_any_input_is_refused(server: LoopbackServer) -> None:
+    with pytest.raises(ExampleError, match="which of its fields are inputs"):
+        bound(chain(server)).examples("trainset", [{"answer": "y"}])
+
+
+def test_example_from_a_file_calls_the_program(server: LoopbackServer) -> None:
+    assert run(chain(server), raw=Example("1", {"q": "hello"}, {"a": "x"})).error is None
+    bare = Example("2", {"input": "hello"})
+    assert run(model(server), raw=bare).output.text.endswith("hello")
+
+
+def test_metric_gets_the_users_own_example_and_output(server: LoopbackServer) -> None:
+    told: list[Any] = []
+
+    def metric(example: Any, output: Any) -> dict[str, Any]:
+        told.extend((example, output))
+        return {"score": True, "feedback": "good"}
+
+    score = bound(chain(server)).metric(metric)(Example("1", {}, raw=RAW), Trace(output="out"))
+    assert told == [RAW, "out"]
+    assert (score.value, score.feedback) == (1.0, "good")  # type: ignore[union-attr]
+
+
+def test_metric_that_takes_one_argument_is_refused(server: LoopbackServer) -> None:
+    with pytest.raises(MetricError, match="must take"):
+        bound(chain(server)).metric(lambda output: True)
+
+
+def test_tuners_own_prompt_is_answered_and_counted(server: LoopbackServer) -> None:
+    program = bound(chain(server))
+    completion = program.complete(model(server), "Propose.", seed=7, max_tokens=20)
+    assert completion.text.endswith("Propose.")
+    assert completion.usage.input_tokens == server.usage()["input_tokens"]
+    assert server.bodies[0]["seed"] == 7
+
+
+def test_models_that_are_not_served_are_named_before_anything_is_spent(
+    server: LoopbackServer,
+) -> None:
+    from adaseek.errors import EndpointError
+
+    program = bound(chain(server))
+    program.check_models([model(server, "m2"), f"m2@{server.url}"])
+    with pytest.raises(EndpointError, match="does not serve `m9`"):
+        program.check_models([model(server, "m9")])
+    assert server.requests == ()
+
+
+def test_answers_survive_the_memo_with_their_tool_calls() -> None:
+    from adaseek_langchain._messages import answer_chunk, restored_answer, stored_answer
+
+    calls = [{"name": "f", "args": {"a": [1, None, "x"]}, "id": "1", "type": "tool_call"}]
+    usage = {"input_tokens": 3, "output_tokens": 2, "total_tokens": 5}
+    message = AIMessage("text", tool_calls=calls, usage_metadata=usage, id="run-1")
+    again = restored_answer(stored_answer(message))
+    assert again == message.model_copy(update={"id": None})
+    chunk = answer_chunk(again)
+    assert [c["args"] for c in chunk.tool_calls] == [{"a": [1, None, "x"]}]
+    assert chunk.usage_metadata == usage
+
+
+def test_wall_time_of_a_replayed_run_is_not_its_latency(server: LoopbackServer) -> None:
+    server.answer = lambda _: Reply("hello", delay_s=0.3)
+    context = RunContext(memo=Memo())
+    run(chain(server), None, context)
+    trace = run(chain(server), None, context)
+    assert trace.calls[0].cached
+    assert trace.latency_s is not None and trace.latency_s >= 0.3
