@@ -23,7 +23,7 @@ from langchain_core.runnables.config import ensure_config
 
 from adaseek_langchain._menu import Models
 from adaseek_langchain._plan import Tuning, plan
-from adaseek_langchain._route import Route, config_of, is_inside
+from adaseek_langchain._route import Below, Route, config_of, is_inside
 from adaseek_langchain._seam import Carrier, active_carrier
 
 __all__ = [
@@ -88,7 +88,7 @@ def install(holder: object | None = None) -> None:
         for name in ENTRY_POINTS:
             original = BaseChatModel.__dict__.get(name)
             if original is not None and not _holds_ours(original):
-                setattr(BaseChatModel, name, wrapped(name, original, by_carrier))
+                setattr(BaseChatModel, name, wrapped(name, original, by_carrier, on_class=True))
 
 
 def release(holder: object) -> None:
@@ -213,18 +213,23 @@ def _tuning(carrier: Carrier) -> Tuning:
 # -- the wrappers ----------------------------------------------------------------------------
 
 
-def wrapped(name: str, original: Any, find: Find) -> Any:
+def wrapped(name: str, original: Any, find: Find, *, on_class: bool = False) -> Any:
     """Returns the entry point `name` asking `find` first; `original` is called if it has nothing.
 
     Calls from inside a call that was dealt with (an ensemble's members, the `generate` below an
     `invoke`) go to `original` at once.
+
+    Args:
+        on_class: whether it is to take the place of `original`, so that what is sent must not
+            come through here again.
     """
-    made = functools.wraps(original)(ENTRY_POINTS[name](original, find))
+    below = original if on_class else None
+    made = functools.wraps(original)(ENTRY_POINTS[name](original, find, below))
     setattr(made, _MARK, original)
     return made
 
 
-def _invoke(original: Any, find: Find) -> Any:
+def _invoke(original: Any, find: Find, below: Below) -> Any:
     def invoke(
         self: BaseChatModel,
         input: Any,  # noqa: A002  (the host's name, which callers may use)
@@ -234,12 +239,12 @@ def _invoke(original: Any, find: Find) -> Any:
         route = None if is_inside() else find(self, input, config, kwargs)
         if route is None:
             return original(self, input, config, **kwargs)
-        return route.invoke(config)
+        return route.invoke(config, below)
 
     return invoke
 
 
-def _ainvoke(original: Any, find: Find) -> Any:
+def _ainvoke(original: Any, find: Find, below: Below) -> Any:
     async def ainvoke(
         self: BaseChatModel,
         input: Any,  # noqa: A002  (the host's name, which callers may use)
@@ -249,12 +254,12 @@ def _ainvoke(original: Any, find: Find) -> Any:
         route = None if is_inside() else find(self, input, config, kwargs)
         if route is None:
             return await original(self, input, config, **kwargs)
-        return await route.ainvoke(config)
+        return await route.ainvoke(config, below)
 
     return ainvoke
 
 
-def _stream(original: Any, find: Find) -> Any:
+def _stream(original: Any, find: Find, below: Below) -> Any:
     def stream(
         self: BaseChatModel,
         input: Any,  # noqa: A002  (the host's name, which callers may use)
@@ -265,12 +270,12 @@ def _stream(original: Any, find: Find) -> Any:
         if route is None:
             yield from original(self, input, config, **kwargs)
         else:
-            yield from route.stream(config)
+            yield from route.stream(config, below)
 
     return stream
 
 
-def _astream(original: Any, find: Find) -> Any:
+def _astream(original: Any, find: Find, below: Below) -> Any:
     async def astream(
         self: BaseChatModel,
         input: Any,  # noqa: A002  (the host's name, which callers may use)
@@ -279,7 +284,11 @@ def _astream(original: Any, find: Find) -> Any:
     ) -> AsyncIterator[Any]:
         route = None if is_inside() else find(self, input, config, kwargs)
         chunks: AsyncGenerator[Any, None]
-        chunks = original(self, input, config, **kwargs) if route is None else route.astream(config)
+        chunks = (
+            original(self, input, config, **kwargs)
+            if route is None
+            else route.astream(config, below)
+        )
         try:
             async for chunk in chunks:
                 yield chunk
@@ -289,7 +298,7 @@ def _astream(original: Any, find: Find) -> Any:
     return astream
 
 
-def _generate(original: Any, find: Find) -> Any:
+def _generate(original: Any, find: Find, below: Below) -> Any:
     def generate(
         self: BaseChatModel, messages: Any, stop: Any = None, callbacks: Any = None, **kwargs: Any
     ) -> LLMResult:
@@ -298,12 +307,12 @@ def _generate(original: Any, find: Find) -> Any:
         if not routes:
             untouched: LLMResult = original(self, messages, stop, callbacks, **kwargs)
             return untouched
-        return _joined(self, [route.generate(arguments) for route in routes])
+        return _joined(self, [route.generate(arguments, below) for route in routes])
 
     return generate
 
 
-def _agenerate(original: Any, find: Find) -> Any:
+def _agenerate(original: Any, find: Find, below: Below) -> Any:
     async def agenerate(
         self: BaseChatModel, messages: Any, stop: Any = None, callbacks: Any = None, **kwargs: Any
     ) -> LLMResult:
@@ -312,31 +321,47 @@ def _agenerate(original: Any, find: Find) -> Any:
         if not routes:
             untouched: LLMResult = await original(self, messages, stop, callbacks, **kwargs)
             return untouched
-        return _joined(self, [await route.agenerate(arguments) for route in routes])
+        return _joined(self, [await route.agenerate(arguments, below) for route in routes])
 
     return agenerate
 
 
-def _events(method: str) -> Callable[[Any, Find], Any]:
-    def make(original: Any, find: Find) -> Any:
-        def events(
-            self: BaseChatModel,
-            input: Any,  # noqa: A002  (as above)
-            config: RunnableConfig | None = None,
-            *,
-            version: str = "v2",
-            **kwargs: Any,
-        ) -> Any:
-            # v1 and v2 come through `stream`, which is wrapped itself.
-            looked_at = version == "v3" and not is_inside()
-            route = find(self, input, config, kwargs) if looked_at else None
-            if route is None:
-                return original(self, input, config, version=version, **kwargs)
-            return route.events(method, config)
+def _events(original: Any, find: Find, below: Below) -> Any:
+    def stream_events(
+        self: BaseChatModel,
+        input: Any,  # noqa: A002  (as above)
+        config: RunnableConfig | None = None,
+        *,
+        version: str = "v2",
+        **kwargs: Any,
+    ) -> Any:
+        # v1 and v2 come through `stream`, which is wrapped itself.
+        looked_at = version == "v3" and not is_inside()
+        route = find(self, input, config, kwargs) if looked_at else None
+        if route is None:
+            return original(self, input, config, version=version, **kwargs)
+        return route.events(config, below)
 
-        return events
+    return stream_events
 
-    return make
+
+def _aevents(original: Any, find: Find, below: Below) -> Any:
+    def astream_events(
+        self: BaseChatModel,
+        input: Any,  # noqa: A002  (as above)
+        config: RunnableConfig | None = None,
+        *,
+        version: str = "v2",
+        **kwargs: Any,
+    ) -> Any:
+        # Not a coroutine itself: with v1 and v2 the original returns an async generator.
+        looked_at = version == "v3" and not is_inside()
+        route = find(self, input, config, kwargs) if looked_at else None
+        if route is None:
+            return original(self, input, config, version=version, **kwargs)
+        return route.aevents(config, below)
+
+    return astream_events
 
 
 _RUN_ARGUMENTS = ("tags", "metadata", "run_name", "run_id")
@@ -378,13 +403,13 @@ def _joined(model: BaseChatModel, results: list[LLMResult]) -> LLMResult:
     )
 
 
-ENTRY_POINTS: Mapping[str, Callable[[Any, Find], Any]] = {
+ENTRY_POINTS: Mapping[str, Callable[[Any, Find, Below], Any]] = {
     "invoke": _invoke,
     "ainvoke": _ainvoke,
     "stream": _stream,
     "astream": _astream,
     "generate": _generate,
     "agenerate": _agenerate,
-    "stream_events": _events("stream_events"),
-    "astream_events": _events("astream_events"),
+    "stream_events": _events,
+    "astream_events": _aevents,
 }

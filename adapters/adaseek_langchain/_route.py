@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any  # Any: inputs, arguments and replies are those of the user's model class
 
 from langchain_core.language_models import BaseChatModel
@@ -19,10 +20,13 @@ from adaseek_langchain._messages import answer_chunk
 from adaseek_langchain._plan import Plan
 from adaseek_langchain._seam import Carrier, Request, sending
 
-__all__ = ["Route", "config_of", "is_inside"]
+__all__ = ["Below", "Route", "config_of", "is_inside"]
 
 _INSIDE: ContextVar[bool] = ContextVar("adaseek_langchain_inside", default=False)
 """Set while a call runs that was looked at already: what it calls itself is not looked at again."""
+
+Below = Callable[..., Any] | None
+"""The entry point that our wrapper wraps; None: there is no wrapper of ours on the class."""
 
 _NO_STREAM = "nostream"
 """LangGraph's tag for runs whose tokens are not the program's answer."""
@@ -62,72 +66,93 @@ class Route:
     carrier: Carrier | None
     fails_open: bool
 
-    def invoke(self, config: RunnableConfig | None) -> AIMessage:
+    def invoke(self, config: RunnableConfig | None, below: Below = None) -> AIMessage:
         """Returns the answer."""
         if self.plan is not None and self.plan.flow is not None:
             return self._put_together(self.plan.flow(), config)
         model, sent, kwargs = self._single(streams=False)
         with _inside(self.request):
-            return model.invoke(sent, config, **kwargs)
+            answer: AIMessage = _entry(model, "invoke", below)(sent, config, **kwargs)
+            return answer
 
-    async def ainvoke(self, config: RunnableConfig | None) -> AIMessage:
+    async def ainvoke(self, config: RunnableConfig | None, below: Below = None) -> AIMessage:
         """Returns the answer."""
         if self.plan is not None and self.plan.flow is not None:
             return await self._aput_together(self.plan.flow(), config)
         model, sent, kwargs = self._single(streams=False)
         with _inside(self.request):
-            return await model.ainvoke(sent, config, **kwargs)
+            answer: AIMessage = await _entry(model, "ainvoke", below)(sent, config, **kwargs)
+            return answer
 
-    def stream(self, config: RunnableConfig | None) -> Iterator[AIMessageChunk]:
+    def stream(
+        self, config: RunnableConfig | None, below: Below = None
+    ) -> Iterator[AIMessageChunk]:
         """Yields the chunks of the answer as they come; one chunk if several requests made it."""
         if self.plan is not None and self.plan.flow is not None:
             yield answer_chunk(self._put_together(self.plan.flow(), config))
             return
         model, sent, kwargs = self._single(streams=True)
-        yield from _stepped(model.stream(sent, config, **kwargs), self.request)
+        yield from _stepped(_entry(model, "stream", below)(sent, config, **kwargs), self.request)
 
-    async def astream(self, config: RunnableConfig | None) -> AsyncGenerator[AIMessageChunk, None]:
+    async def astream(
+        self, config: RunnableConfig | None, below: Below = None
+    ) -> AsyncGenerator[AIMessageChunk, None]:
         """Yields the chunks of the answer as they come; one chunk if several requests made it."""
         if self.plan is not None and self.plan.flow is not None:
             yield answer_chunk(await self._aput_together(self.plan.flow(), config))
             return
         model, sent, kwargs = self._single(streams=True)
-        chunks = _astepped(model.astream(sent, config, **kwargs), self.request)
+        source = _entry(model, "astream", below)(sent, config, **kwargs)
+        chunks = _astepped(source, self.request)
         try:
             async for chunk in chunks:
                 yield chunk
         finally:
             await chunks.aclose()
 
-    def generate(self, arguments: Mapping[str, Any]) -> LLMResult:
+    def generate(self, arguments: Mapping[str, Any], below: Below = None) -> LLMResult:
         """Returns the answer as `generate` returns it; `arguments` are callbacks, tags ..."""
         if self.plan is not None and self.plan.flow is not None:
             return _as_result(self._put_together(self.plan.flow(), config_of(arguments)))
         model, _, kwargs = self._single(streams=False)
         with _inside(self.request):
-            return model.generate([self._messages()], **arguments, **kwargs)
+            generate = _entry(model, "generate", below)
+            result: LLMResult = generate([self._messages()], **arguments, **kwargs)
+            return result
 
-    async def agenerate(self, arguments: Mapping[str, Any]) -> LLMResult:
+    async def agenerate(self, arguments: Mapping[str, Any], below: Below = None) -> LLMResult:
         """Returns the answer as `agenerate` returns it; `arguments` are callbacks, tags ..."""
         if self.plan is not None and self.plan.flow is not None:
             return _as_result(await self._aput_together(self.plan.flow(), config_of(arguments)))
         model, _, kwargs = self._single(streams=False)
         with _inside(self.request):
-            return await model.agenerate([self._messages()], **arguments, **kwargs)
+            generate = _entry(model, "agenerate", below)
+            result: LLMResult = await generate([self._messages()], **arguments, **kwargs)
+            return result
 
-    def events(self, method: str, config: RunnableConfig | None) -> Any:
-        """Returns what `stream_events` or `astream_events` (v3) gives for the planned request.
+    def events(self, config: RunnableConfig | None, below: Below = None) -> Any:
+        """Returns what `stream_events` (v3) gives for the planned request.
 
         Its stream is read in the consumer's context, so a plan of several requests cannot be
         carried out here: the request goes out as the program made it, and that is counted.
         """
-        route = self
-        if self.plan is not None and self.plan.flow is not None:
-            route = Route(self.request, self.input, self.kwargs, None, self.carrier, True)
-            self._missed("several requests cannot be streamed as events of version v3")
-        model, sent, kwargs = route._single(streams=True)
+        model, sent, kwargs = self._streamable()._single(streams=True)
         with _inside(self.request):
-            return getattr(model, method)(sent, config, version="v3", **kwargs)
+            start = _entry(model, "stream_events", below)
+            return start(sent, config, version="v3", **kwargs)
+
+    async def aevents(self, config: RunnableConfig | None, below: Below = None) -> Any:
+        """As `events`; the task that makes the request takes this context along."""
+        model, sent, kwargs = self._streamable()._single(streams=True)
+        with _inside(self.request):
+            start = _entry(model, "astream_events", below)
+            return await start(sent, config, version="v3", **kwargs)
+
+    def _streamable(self) -> Route:
+        if self.plan is None or self.plan.flow is None:
+            return self
+        self._missed("several requests cannot be streamed as events of version v3")
+        return replace(self, plan=None)
 
     def _single(self, *, streams: bool) -> tuple[BaseChatModel, Any, Mapping[str, Any]]:
         """Returns model, input and arguments of the one request to send."""
@@ -218,6 +243,17 @@ class Route:
     def _missed(self, reason: str) -> None:
         if self.carrier is not None:
             self.carrier.fail_open(self.request.step, reason)
+
+
+def _entry(model: BaseChatModel, name: str, below: Below) -> Callable[..., Any]:
+    """Returns the entry point `name` of `model`, below our own wrapper if there is one.
+
+    Another instrumentor may have wrapped ours; it has seen this call already.
+    """
+    if below is not None and getattr(type(model), name) is getattr(BaseChatModel, name):
+        return partial(below, model)
+    entry: Callable[..., Any] = getattr(model, name)
+    return entry
 
 
 def _stepped(chunks: Iterator[Any], request: Request) -> Iterator[Any]:

@@ -135,6 +135,9 @@ class AdaSeekHook(Carrier):
     def serving(self, model: BaseChatModel, *, streams: bool = False) -> BaseChatModel:
         # Also where the program does not ask for a stream: a handler may turn any call into one.
         if self._stream_usage and getattr(model, "stream_usage", False) is None:
+            # Worked out before the copy is made, and so shared by it: a response cache then knows
+            # the copy by the same name as the original.
+            getattr(model, "_serialized", None)
             return copied(model, {"stream_usage": True})
         return model
 
