@@ -45,7 +45,21 @@ from langgraph.graph import END, START, StateGraph
 from langgraph.types import Send
 from pydantic import BaseModel
 
-__all__ = ["INPUT", "MIXED", "SHAPES", "Shape", "answer", "inside", "model", "part", "plain_value"]
+__all__ = [
+    "INPUT",
+    "MIXED",
+    "SHAPES",
+    "Shape",
+    "State",
+    "Watched",
+    "answer",
+    "chain_in_forward",
+    "dspy_lm",
+    "in_line",
+    "inside",
+    "model",
+    "tool_in_react",
+]
 
 Config = dict[str, Any] | None
 
@@ -265,10 +279,10 @@ def closure_nodes(url: str) -> Any:
     built = StateGraph(State)
     built.add_node("draft", draft)
     built.add_node("polish", polish)
-    return _in_line(built, "draft", "polish")
+    return in_line(built, "draft", "polish")
 
 
-def _in_line(built: Any, *nodes: str) -> Any:
+def in_line(built: Any, *nodes: str) -> Any:
     for source, target in zip((START, *nodes), (*nodes, END), strict=True):
         built.add_edge(source, target)
     return built.compile()
@@ -306,9 +320,9 @@ def subgraph(url: str) -> Any:
     inner = StateGraph(State)
     inner.add_node("think", lambda state: {"a": llm.invoke(f"Think: {state['q']}").text})
     outer = StateGraph(State)
-    outer.add_node("sub", _in_line(inner, "think"))
+    outer.add_node("sub", in_line(inner, "think"))
     outer.add_node("say", lambda state: {"a": llm.invoke(f"Say: {state['a']}").text})
-    return _in_line(outer, "sub", "say")
+    return in_line(outer, "sub", "say")
 
 
 def functional(url: str) -> Any:
@@ -334,7 +348,7 @@ def async_nodes(url: str) -> Any:
 
     built = StateGraph(State)
     built.add_node("draft", draft)
-    return _in_line(built, "draft")
+    return in_line(built, "draft")
 
 
 def agent_as_tool(url: str) -> Any:
@@ -636,7 +650,7 @@ SHAPES = [
 # Two frameworks in one program
 
 
-def _dspy_lm(url: str) -> Any:
+def dspy_lm(url: str) -> Any:
     import dspy
 
     return dspy.LM("openai/m", api_base=url, api_key="secret-key", cache=False)
@@ -646,17 +660,17 @@ def dspy_in_a_node(url: str) -> Any:
     import dspy
 
     module = dspy.ChainOfThought("q -> a")
-    module.set_lm(_dspy_lm(url))
+    module.set_lm(dspy_lm(url))
     built = StateGraph(State)
     built.add_node("n", lambda state: {"a": module(q=state["q"]).a})
-    return _in_line(built, "n")
+    return in_line(built, "n")
 
 
 def tool_in_react(url: str) -> Any:
     import dspy
 
     react = dspy.ReAct("q -> a", tools=[dspy.Tool.from_langchain(look_up)], max_iters=3)
-    react.set_lm(_dspy_lm(url))
+    react.set_lm(dspy_lm(url))
     return react
 
 
@@ -669,7 +683,7 @@ def chain_in_forward(url: str) -> Any:
         def __init__(self) -> None:
             super().__init__()
             self.p = dspy.Predict("q -> a")
-            self.p.lm = _dspy_lm(url)
+            self.p.lm = dspy_lm(url)
 
         def forward(self, q: str) -> Any:
             return self.p(q=inner.invoke({"q": q}))

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from adaseek.errors import AdaseekError
 from adaseek.recipe import Recipe
 from adaseek.testing.conformance import DEMO, INSTRUCTIONS, marking_recipe
 from adaseek.testing.coverage import Finding, covered, print_coverage
@@ -36,7 +37,7 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:Pydantic serializer warnings"),
 ]
 
-from adaseek_langchain import AdaSeekHook, disable, enable, translate  # noqa: E402
+from adaseek_langchain import AdaSeekHook, apply, disable, enable, translate  # noqa: E402
 
 
 def load_shapes() -> Any:
@@ -57,7 +58,8 @@ MODEL = "m2"
 STREAM_USAGE = b',"stream_options":{"include_usage":true}'
 """What observing adds to a streamed request: without it the server reports no usage."""
 
-HANDLER, GLOBAL = "handler", "global hook"
+HANDLER, GLOBAL, COPY = "handler", "global hook", "copy"
+"""A hook in the config, a hook for the process, and a rewritten copy without any hook."""
 
 
 @contextlib.contextmanager
@@ -102,8 +104,8 @@ class Examination:
         self.plain_stream = self._streamed(None)
         self.empty = self._through(Recipe())
         self.again = self._through(None, program=shape.build(server.url))
-        recipe = self._recipe()
-        self.tuned = None if recipe is None else self._through(recipe)
+        self.recipe = self._recipe()
+        self.tuned = None if self.recipe is None else self._through(self.recipe)
         self.after = self._seen(None)
 
     def _recipe(self) -> Recipe | None:
@@ -117,6 +119,8 @@ class Examination:
         return marking_recipe(workflow, ModelRef(MODEL, self.server.url))
 
     def _through(self, recipe: Recipe | None, *, program: Any = None) -> Seen:
+        if self.door == COPY:
+            return self._copied(recipe or Recipe())
         # A recipe alone, as in production: what it needs of the program it has with it.
         workflow = self.workflow if recipe is None or recipe.is_empty else None
         with door(self.door, recipe, workflow) as (hook, config):
@@ -130,18 +134,26 @@ class Examination:
             seen.stream = self._streamed(config)
         return seen
 
+    def _copied(self, recipe: Recipe) -> Seen:
+        copied = apply(shapes.inside(self.program), recipe)
+        if isinstance(self.program, shapes.Watched):
+            copied = shapes.Watched(copied, self.program.log)
+        seen = self._seen(None, copied)
+        seen.stream = self._streamed(None, copied)
+        return seen
+
     def _seen(self, config: Any, program: Any = None) -> Seen:
         self.server.clear()
         output = self.shape.output(program or self.program, config)
         raw = sorted(request.raw for request in self.server.requests)
         return Seen(output, raw, self.server.usage(), self.server.bodies)
 
-    def _streamed(self, config: Any) -> Seen | None:
+    def _streamed(self, config: Any, program: Any = None) -> Seen | None:
         """Returns what a streamed run gave; the chunks sorted, since nodes may run side by side."""
         if self.shape.stream is None:
             return None
         self.server.clear()
-        chunks = self.shape.stream(shapes.inside(self.program), self.shape.given, config)
+        chunks = self.shape.stream(shapes.inside(program or self.program), self.shape.given, config)
         raw = sorted(request.raw for request in self.server.requests)
         return Seen(sorted(chunks), raw, self.server.usage(), self.server.bodies)
 
@@ -176,11 +188,11 @@ class Examination:
             assert wanted == 0, "no step was seen"
             return
         hook = self.tuned.hook
-        assert hook is not None
+        misses = dict(hook.misses) if hook is not None else {}
         reached, num_shown = self._marked(self.tuned.bodies)
-        assert reached == wanted, f"{reached} of {wanted} requests carry it, {dict(hook.misses)}"
-        assert hook.missed == 0, f"missed {dict(hook.misses)}"
-        if all(setting.demos for setting in hook.recipe.settings.values()):
+        assert reached == wanted, f"{reached} of {wanted} requests carry it, {misses}"
+        assert hook is None or hook.missed == 0, f"missed {misses}"
+        if self.recipe is not None and all(s.demos for s in self.recipe.settings.values()):
             assert num_shown == wanted, f"{num_shown} of {wanted} requests show the demo"
 
     def the_recipe_reaches_streamed_calls(self) -> None:
@@ -238,6 +250,16 @@ NEEDS_CALLS = (
 """What cannot be kept for a program whose calls the door cannot reach."""
 
 
+NOT_COPIED = {
+    "L29_own_thread_pool": "the step is only known at run time, by the global hook",
+    "L32_plain_function": "only a Runnable can be copied",
+}
+"""What `apply` refuses, with the error, and why."""
+
+NEEDS_HOOK = ("steps_are_found_and_stable", "usage_is_the_servers")
+"""What only a hook can promise, since a copy does not observe."""
+
+
 @pytest.fixture(scope="module")
 def examined() -> Iterator[Callable[[Any, str], Any]]:
     """Yields a function that examines a shape once per door, or returns why it failed."""
@@ -260,6 +282,8 @@ def examined() -> Iterator[Callable[[Any, str], Any]]:
 
 def finding(examination: Any, shape: Any, name: str, promise: str) -> Finding:
     """Returns whether a promise was kept, with the declared reason where there is one."""
+    if name == COPY and shape.id in NOT_COPIED and isinstance(examination, AdaseekError):
+        return Finding(shape.id, name, promise, NOT_COPIED[shape.id])
     try:
         if isinstance(examination, Exception):
             raise examination
@@ -285,6 +309,16 @@ def test_a_promise_is_kept(promise: str, name: str, shape: Any, examined: Any) -
         assert found.kept, found.reason
 
 
+@pytest.mark.parametrize("shape", shapes.SHAPES, ids=lambda shape: shape.id)
+@pytest.mark.parametrize("promise", [name for name in PROMISES if name not in NEEDS_HOOK])
+def test_a_copy_keeps_its_promises(promise: str, shape: Any, examined: Any) -> None:
+    found = finding(examined(shape, COPY), shape, COPY, promise)
+    if shape.id in NOT_COPIED:
+        assert found.reason == NOT_COPIED[shape.id]
+    else:
+        assert found.kept, found.reason
+
+
 @pytest.mark.parametrize("shape", ALL, ids=lambda shape: shape.id)
 def test_the_steps_are_found_without_a_request(shape: Any, examined: Any) -> None:
     with LoopbackServer(shapes.answer) as server:
@@ -304,8 +338,9 @@ def test_the_coverage_is_printed_and_every_miss_has_a_reason(
     findings = [
         finding(examined(shape, name), shape, name, promise)
         for shape in ALL
-        for name in (HANDLER, GLOBAL)
+        for name in (HANDLER, GLOBAL, COPY)
         for promise in PROMISES
+        if name != COPY or (shape in shapes.SHAPES and promise not in NEEDS_HOOK)
     ]
     title = "LangChain and LangGraph"
     if os.environ.get("ADASEEK_SHOW_COVERAGE"):
@@ -318,3 +353,4 @@ def test_the_coverage_is_printed_and_every_miss_has_a_reason(
     assert totals[HANDLER][1] == totals[GLOBAL][1] == 41
     assert totals[HANDLER][0] >= 38
     assert totals[GLOBAL][0] == 41
+    assert totals[COPY] == (41 - len(NOT_COPIED), 41)
