@@ -206,11 +206,15 @@ class RetentionController:
             session.next_request = None
             self._let_go(session, 0)
 
+    def knows(self, request_id: str) -> bool:
+        """Returns whether a request is a turn of a session, or counts as one."""
+        return request_id in self._by_request or self.settings.session_fallback != "none"
+
     def ended(self, turn: EndedTurn) -> Outcome:
         """Decides for the session whose turn ended, and holds its blocks if that is wise."""
         session = self._by_request.pop(turn.request_id, None)
         if session is None:
-            if self.settings.session_fallback == "none":
+            if not self.knows(turn.request_id):
                 return Outcome(Decision(Action.SOFT), is_session=False)
             key = SessionKey(turn.tenant, turn.adapter, f"request {turn.request_id}")
             session = Session(key, first_arrival_s=turn.arrival_s, kind="anonymous")

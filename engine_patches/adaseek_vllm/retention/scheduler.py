@@ -15,6 +15,7 @@ from typing import Any
 from vllm.v1.core.sched.scheduler import Scheduler
 from vllm.v1.request import RequestStatus
 
+from adaseek_vllm._compat.answers import AnswerText
 from adaseek_vllm._compat.kv_blocks import PrefixCacheBlocks
 from adaseek_vllm.config import FeatureSettingsError
 from adaseek_vllm.retention.controller import EndedTurn, Outcome, Released, RetentionController
@@ -22,6 +23,7 @@ from adaseek_vllm.retention.hints import Hints
 from adaseek_vllm.retention.policy import EngineLoad
 from adaseek_vllm.retention.sessions import SessionKey
 from adaseek_vllm.retention.settings import FLAG, RetentionSettings
+from adaseek_vllm.retention.tool_calls import NUM_TAIL_TOKENS, ToolCall, find_tool_call
 from adaseek_vllm.retention.waste import StepCost
 
 __all__ = ["RetentionMixin"]
@@ -51,6 +53,8 @@ class RetentionMixin(Scheduler):  # type: ignore[misc]
             now=self._retention_now,
             load=self._retention_load,
         )
+        self._marker_ids = frozenset(settings.markers)
+        self._answer_text = AnswerText(vllm_config.model_config)
         self._retention_reports: dict[str, dict[str, object]] = {}
         # When each request that lacks memory first did.
         self._short_since: dict[str, tuple[float, int]] = {}
@@ -212,6 +216,7 @@ class RetentionMixin(Scheduler):  # type: ignore[misc]
         blocks, num_tokens = self.retention_blocks.hits(request, request.num_tokens)
         tenant, adapter = _owner(request)
         hints = Hints.read(_extra_args(request))
+        call = self._tool_call(request, hints)
         return EndedTurn(
             request_id=request.request_id,
             blocks=blocks,
@@ -220,11 +225,23 @@ class RetentionMixin(Scheduler):  # type: ignore[misc]
             arrival_s=request.arrival_time,
             tenant=tenant,
             adapter=adapter,
-            calls_tool=hints.tool is not None,
-            tool=hints.tool or "",
+            calls_tool=call is not None,
+            tool=call.name if call is not None else "",
             hints=hints,
             fingerprint=request.block_hashes[-1] if request.block_hashes else None,
         )
+
+    def _tool_call(self, request: Any, hints: Hints) -> ToolCall | None:
+        """Returns the call that a turn ends with: what the client says, else what can be seen."""
+        if hints.tool is not None:
+            return ToolCall(hints.tool)
+        if not self.retention.knows(request.request_id):
+            return None
+        tail = request.output_token_ids[-NUM_TAIL_TOKENS:]
+        call = find_tool_call(self._answer_text(tail))
+        if call is None and not self._marker_ids.isdisjoint(tail):
+            return ToolCall("")
+        return call
 
     def _must_have(self, request: Any) -> bool:
         """Returns whether even sessions that are worth holding must give way to a request."""

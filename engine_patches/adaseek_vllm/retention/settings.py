@@ -34,7 +34,7 @@ class RetentionSettings:
             next turn; `none` needs a session id.
         require_salt: only sessions with a cache salt are held.
         pin_aborted: hold sessions whose client went away too.
-        markers: token ids that start a tool call; empty: found in the model's vocabulary.
+        markers: token ids that start a tool call, beside the formats of vLLM's tool parsers.
         estimate: how long a tool takes: `learned` per tool, `elapsed` as in InferCept, or `hint`,
             which believes clients.
         ttl_s: how long the policy `ttl` holds a session, in seconds.
