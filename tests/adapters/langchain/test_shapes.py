@@ -6,6 +6,7 @@ coverage and names every miss.
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import gc
 import importlib.util
@@ -189,7 +190,7 @@ class Examination:
             return
         hook = self.tuned.hook
         misses = dict(hook.misses) if hook is not None else {}
-        reached, num_shown = self._marked(self.tuned.bodies)
+        reached, num_shown = self.marked(self.tuned.bodies)
         assert reached == wanted, f"{reached} of {wanted} requests carry it, {misses}"
         assert hook is None or hook.missed == 0, f"missed {misses}"
         if self.recipe is not None and all(s.demos for s in self.recipe.settings.values()):
@@ -199,10 +200,10 @@ class Examination:
         if self.plain_stream is None or self.tuned is None or self.tuned.stream is None:
             return
         wanted = len(self.plain_stream.bodies) - self.shape.foreign
-        reached, _ = self._marked(self.tuned.stream.bodies)
+        reached, _ = self.marked(self.tuned.stream.bodies)
         assert reached == wanted, f"{reached} of {wanted} requests carry it"
 
-    def _marked(self, bodies: list[dict[str, Any]]) -> tuple[int, int]:
+    def marked(self, bodies: list[dict[str, Any]]) -> tuple[int, int]:
         """Returns how many requests have the recipe's instructions and model, and its demo."""
         own = [body for body in bodies if "Your output fields" not in str(body)]
         marked = [b for b in own if b["model"] == MODEL and INSTRUCTIONS in str(b["messages"])]
@@ -330,6 +331,23 @@ def test_the_steps_are_found_without_a_request(shape: Any, examined: Any) -> Non
         assert list(first.steps) == list(again.steps)
         assert first.fingerprint == again.fingerprint
         assert server.requests == ()
+
+
+SYNC_ONLY = ("L21_agent_with_middleware", "L32_plain_function")
+BY_HANDLER = [s for s in shapes.SHAPES if not s.unreached and s.id not in SYNC_ONLY]
+
+
+@pytest.mark.parametrize("shape", BY_HANDLER, ids=lambda shape: shape.id)
+def test_a_recipe_reaches_the_same_steps_of_an_async_run(shape: Any, examined: Any) -> None:
+    examination = examined(shape, HANDLER)
+    server, hook = examination.server, AdaSeekHook(examination.recipe)
+    server.clear()
+    asyncio.run(shapes.inside(examination.program).ainvoke(shape.given, {"callbacks": [hook]}))
+    reached, _ = examination.marked(server.bodies)
+    assert reached == len(server.bodies) > 0
+    steps = {c.step for trace in hook.traces for c in trace.calls if c.kind == "lm"}
+    assert steps == set(examination.tuned.steps)
+    assert Usage.total(t.usage for t in hook.traces).requests == server.usage()["requests"]
 
 
 def test_the_coverage_is_printed_and_every_miss_has_a_reason(
