@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from typing import Any
 
+from adaseek_vllm._compat.version import unsupported_reason
 from adaseek_vllm.flags import FEATURES
 
 __all__ = ["make_scheduler", "scheduler_class"]
+
+_logger = logging.getLogger(__name__)
 
 
 def scheduler_class(additional_config: Mapping[str, object], *, async_scheduling: bool) -> type:
@@ -37,8 +41,12 @@ def make_scheduler(*, vllm_config: Any, **arguments: Any) -> Any:
     A function, because only now is it known whether vLLM schedules asynchronously, and the two
     ways have different base classes. The types are vLLM's.
     """
+    configured = vllm_config.additional_config
+    if (reason := unsupported_reason()) is not None:
+        _logger.warning("AdaSeek's scheduler is left out, vLLM's own runs: %s", reason)
+        configured = {}
     cls = scheduler_class(
-        vllm_config.additional_config,
+        configured,
         async_scheduling=bool(vllm_config.scheduler_config.async_scheduling),
     )
     return cls(vllm_config=vllm_config, **arguments)

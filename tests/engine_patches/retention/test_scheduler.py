@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from adaseek_vllm._compat import version
 from adaseek_vllm.config import FeatureSettingsError
 from adaseek_vllm.retention.simulator import EngineShape, SimulatedEngine, SimulatedRequest
 from adaseek_vllm.scheduler import make_scheduler, scheduler_class
@@ -355,4 +357,19 @@ def test_base_class_follows_async_scheduling() -> None:
         assert issubclass(cls, AsyncScheduler) is is_async
         stock = scheduler_class({}, async_scheduling=is_async)
         assert stock.__module__.startswith("vllm.")
-    assert callable(make_scheduler)
+
+
+def test_long_flags_on_an_unknown_vllm_leave_its_own_scheduler(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    made: list[type] = []
+    for name in ("Scheduler", "AsyncScheduler"):
+        module = "scheduler" if name == "Scheduler" else "async_scheduler"
+        stock = type(name, (), {"__init__": lambda self, **_: made.append(type(self))})
+        monkeypatch.setattr(f"vllm.v1.core.sched.{module}.{name}", stock)
+    monkeypatch.setattr(version, "SUPPORTED", ("9.9",))
+    scheduling = SimpleNamespace(async_scheduling=False)
+    config = SimpleNamespace(additional_config={"kv_retention": {}}, scheduler_config=scheduling)
+    make_scheduler(vllm_config=config)
+    assert [cls.__name__ for cls in made] == ["Scheduler"]
+    assert "vLLM's own runs" in caplog.text
