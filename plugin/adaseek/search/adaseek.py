@@ -25,7 +25,7 @@ from adaseek import events
 from adaseek.search.arms import Arm
 from adaseek.search.base import Config, Evaluate, Refresh, Space, check_objectives
 from adaseek.search.beliefs import Beliefs
-from adaseek.search.halving import Rung, halve
+from adaseek.search.halving import Rung, halve, num_rungs
 from adaseek.search.layers import plan_layers
 from adaseek.search.leaves import Leaves, ended, tell
 from adaseek.search.proposals import Proposal, Proposals
@@ -137,7 +137,7 @@ class AdaSeek:
     # The tree of arms ---------------------------------------------------------------------
 
     def _spend(self, root: Arm, stop_at: int) -> None:
-        while stop_at - self.num_runs >= self.settings.first_rung and not root.is_done:
+        while stop_at - self.num_runs >= self.settings.fewest and not root.is_done:
             if self._search(root, stop_at - self.num_runs) == 0:
                 break
 
@@ -155,7 +155,10 @@ class AdaSeek:
         distinct = self._layer_space(arm.layer).size(arm.config)
         # Fewer arms than one bracket takes would leave outer configs unseen to no purpose.
         planned = min(max(self.plan.budgets[arm.layer], self.settings.chunk), distinct)
-        while planned > 0 and stop_at - self.num_runs >= self.settings.first_rung:
+        # But an arm whose share does not pay for one config would be judged by nothing.
+        per_arm = num_rungs(self.settings.chunk, self.settings.eta) * self.settings.fewest
+        planned = min(planned, max(1, (stop_at - self.num_runs) // per_arm))
+        while planned > 0 and stop_at - self.num_runs >= self.settings.fewest:
             asked = self._ask_arms(arm, min(planned, self.settings.chunk))
             alive = [(child, proposal) for child, proposal in asked if not child.is_done]
             if not alive:

@@ -64,7 +64,7 @@ class Leaves:
         self._judge = Judge(
             archive,
             delta=settings.delta,
-            first_rung=settings.first_rung,
+            first_rung=settings.fewest,
             score_span=settings.score_span,
             eta=settings.eta if settings.halving else None,
             beliefs=self.beliefs,
@@ -83,7 +83,7 @@ class Leaves:
         cut = [r for r in self._archive.records if r.state == "running" and r.arm == arm.path]
         self._race(cut, stop_at)
         self._close(cut, arm, proposals)
-        while not arm.is_done and stop_at - self.num_runs >= self._settings.first_rung:
+        while not arm.is_done and stop_at - self.num_runs >= self._settings.fewest:
             cohort = [self._open_trial(arm, p) for p in self._ask(arm, proposals, stop_at)]
             if not cohort:
                 arm.is_exhausted = True
@@ -117,7 +117,7 @@ class Leaves:
 
     def _ask(self, arm: Arm, proposals: Proposals, stop_at: int) -> list[Proposal]:
         """Returns new configs under `arm`; the first ever is the one with all inner originals."""
-        affordable = (stop_at - self.num_runs) // self._settings.first_rung
+        affordable = (stop_at - self.num_runs) // self._settings.fewest
         count = max(1, min(self._settings.chunk, affordable))
         default = arm.completed(self.space)
         asked: list[Proposal] = []

@@ -69,3 +69,8 @@ class SearchSettings:
         require(self.first_rung >= 1, "first_rung", self.first_rung, "must be at least 1")
         require(0 <= self.reserve < 1, "reserve", self.reserve, "must be at least 0 and below 1")
         require(self.num_layers in (None, 1), "num_layers", self.num_layers, "must be None or 1")
+
+    @property
+    def fewest(self) -> int:
+        """The least workflow runs that a new config is worth opening for."""
+        return min(self.first_rung, self.num_examples)

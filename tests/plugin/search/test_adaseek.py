@@ -11,7 +11,7 @@ import pytest
 from adaseek import events
 from adaseek.errors import BudgetExhaustedError, ConfigurationError
 from adaseek.search.adaseek import AdaSeek, SearchSettings
-from adaseek.search.base import Constraint, LeafRun, Outcome
+from adaseek.search.base import Constraint, Dimension, LeafRun, Outcome, Space
 from adaseek.search.sampler import CategoricalTPESampler
 from adaseek.testing.landscapes import KINDS, Landscape, landscape, two_step_space
 from hypothesis import given, settings
@@ -23,7 +23,7 @@ KEEP = (Constraint("quality", 1.0, relative=True),)
 searches = st.fixed_dictionaries(
     {
         "kind": st.sampled_from(KINDS),
-        "budget": st.integers(48, 700),
+        "budget": st.integers(48, 800),
         "objectives": st.sampled_from(OBJECTIVES),
         "constraints": st.sampled_from([(), KEEP]),
         "seed": st.integers(0, 10_000),
@@ -143,6 +143,35 @@ def test_survivors_of_a_rung_are_the_best_half_of_it(case):
         assert len(rung.kept) in (len(rung.arms), max(1, len(rung.arms) // 2))
 
 
+@pytest.mark.parametrize("seed", range(4))
+def test_a_bracket_of_outer_arms_is_never_smaller_than_a_chunk(seed):
+    # Two layers with planned budgets below a chunk: without the minimum, three of six structures
+    # would stay unseen however long the search goes on.
+    found, _, heard = search("additive", 600, seed)
+    assert found.plan.num_layers == 2
+    assert found.plan.budgets[0] < found.settings.chunk
+    first = next(e for e in heard if isinstance(e, events.ArmHalved))
+    assert len(first.arms) == found.settings.chunk
+
+
+def test_a_bracket_holds_no_more_arms_than_there_are_outer_configs():
+    votes = Dimension("a:ensemble", "structure", ("off", "majority-3"))
+    other = Dimension("b:ensemble", "structure", ("off",))
+    inner = tuple(
+        d for d in two_step_space().dimensions if d.family != "structure" and d.parent is None
+    )
+    more = tuple(Dimension(f"b:{n}", "step", ("0", "1", "2")) for n in ("top_p", "format"))
+    space = Space((votes, other, *more, *inner))
+    heard: list[events.Event] = []
+    settings = SearchSettings(2400, 12, ("quality",), chunk=16, patience=2400)
+    truth = landscape("additive", seed=1, num_examples=12, space=space)
+    found = AdaSeek(space, settings, truth.evaluate, seed=1, listen=heard.append)
+    found.run()
+    if found.plan.num_layers > 1:
+        rungs = [e for e in heard if isinstance(e, events.ArmHalved) and e.layer == 0]
+        assert rungs and max(len(e.arms) for e in rungs) <= 18
+
+
 @given(searches)
 def test_outer_layers_are_told_a_realised_result(case):
     found, _, heard = search(**case)
@@ -215,6 +244,27 @@ def test_small_budget_is_flat_tpe(seed):
         for name, value in known.user_attrs.items():
             trial.set_user_attr(name, value)
         study.tell(trial, known.value)
+
+
+def test_the_last_of_the_budget_completes_what_a_race_had_dropped():
+    found, evaluate, heard = search("interacting", 480, 4, objectives=("quality",))
+    again = [e for e in heard if isinstance(e, events.TrialEnded) and e.again]
+    assert again
+    for event in again:
+        earlier = [e for e in heard if isinstance(e, events.TrialEnded) and e.trial == event.trial]
+        assert earlier[0].state == "eliminated"
+        assert earlier[0].num_examples < event.num_examples == 12
+    assert found.num_runs == len(evaluate.runs) <= 480
+
+
+def test_without_reserve_and_halving_only_the_test_drops_configs():
+    space = two_step_space()
+    truth = landscape("flat", seed=2, num_examples=12, space=space, noisy=False)
+    settings = SearchSettings(480, 12, ("quality",), halving=False, reserve=0.0, num_layers=1)
+    found = AdaSeek(space, settings, truth.evaluate, seed=2)
+    found.run()
+    # All configs are equal: a test that is right drops none of them.
+    assert {r.state for r in found.archive.records} <= {"complete", "running"}
 
 
 @pytest.mark.parametrize("kind", KINDS)
