@@ -163,7 +163,8 @@ class _Copier:
         if isinstance(obj, types.FunctionType):
             return self._function(obj)
         if Pregel is not None and isinstance(obj, Pregel):
-            return obj.copy({"nodes": self.copy_of(obj.nodes)})
+            # Channels of its own: a graph that is made puts one into the dict that it is given.
+            return obj.copy({"nodes": self.copy_of(obj.nodes), "channels": dict(obj.channels)})
         return self._object(obj)
 
     def _object(self, obj: Any) -> Any:

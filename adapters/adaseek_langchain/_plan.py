@@ -26,6 +26,9 @@ from adaseek_langchain._steps import Observation, lm_step
 
 __all__ = ["Plan", "Tuning", "check_settings", "plan"]
 
+_SHOWN = 80
+"""How much of a text an error shows."""
+
 
 @dataclass(frozen=True)
 class Tuning:
@@ -94,12 +97,17 @@ def _fitting_step(request: Request, tuning: Tuning) -> Step | None:
     """
     owner = owner_id(request.step)
     made_for = tuning.recipe.steps.get(owner)
+    original = tuning.recipe.originals.get(owner, {})
     known = tuning.step(owner)
     if known is None and made_for is not None:
-        known = _seen_step(request, tuning.recipe.originals.get(owner, {}))
+        known = _seen_step(request, original)
     if known is not None and made_for is not None and known.fingerprint != made_for:
+        before = str(original.get("instructions", "(not kept)"))
+        now = known.signature.instructions if known.signature is not None else ""
         raise RecipeMismatchError(
-            "the recipe was made for a step with other instructions or tools than this call has"
+            "the recipe was made for a step with other instructions or tools: the instructions "
+            f"were {before[:_SHOWN]!r} and are {now[:_SHOWN]!r}, the tools are "
+            f"{choices(known.tools) or 'none'}"
         )
     return known
 
