@@ -22,12 +22,6 @@ whose part is missing is skipped, with the reason.
 
 from __future__ import annotations
 
-import inspect
-import json
-import os
-import subprocess
-import sys
-import threading
 from abc import abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -40,6 +34,8 @@ from adaseek.evaluation.base import RunContext
 from adaseek.plugins import load_plugins
 from adaseek.program import Program
 from adaseek.recipe import Demo, Recipe, Setting
+from adaseek.testing._new_process import in_new_process
+from adaseek.testing._stream_gate import StreamGate
 from adaseek.testing.loopback import LoopbackServer, Reply, echo
 from adaseek.workflow import Example, ModelRef, Step, Trace, Workflow
 
@@ -51,7 +47,6 @@ MODELS = ("m", "m2", "m3")
 """What the server lists; a program under test may ask any of them but `m2`, the tuned one."""
 
 _SECRET = "secret-key"
-_WAIT_S = 30.0
 
 
 def marking_recipe(workflow: Workflow, model: ModelRef) -> Recipe:
@@ -164,7 +159,7 @@ class AdapterConformance:
 
     def test_another_process_finds_the_same_steps(self, server: LoopbackServer) -> None:
         here = self.bound(self.program(server.url)).workflow
-        told = _in_new_process(_TRANSLATE, type(self), server.url)
+        told = in_new_process(_TRANSLATE, type(self), server.url)
         assert told == {
             "steps": {step.id: step.fingerprint for step in here.steps.values()},
             "fingerprint": here.fingerprint,
@@ -258,7 +253,7 @@ class AdapterConformance:
         recipe = marking_recipe(program.workflow, self.tuned_model(server))
         sent = self.sent(server, lambda: list(self.given(self.stream(obj, example), "stream")))
         for given in (obj, program.apply(Recipe(), {}), program.apply(recipe, {})):
-            gate = _StreamGate(self.answer, len(sent))
+            gate = StreamGate(self.answer, len(sent))
             server.answer = gate.answer
             assert gate.read(self.stream(given, example) or ()) > 1
             assert gate.passed, "no chunk arrived before the model's answer had ended"
@@ -340,7 +335,7 @@ class AdapterConformance:
     def test_the_core_and_the_plugin_import_no_framework(self) -> None:
         if not self.framework:
             pytest.skip("`framework` is not given")
-        assert _in_new_process(_IMPORT, type(self), self.framework) == []
+        assert in_new_process(_IMPORT, type(self), self.framework) == []
 
     # Parts of checks --------------------------------------------------------------------------
 
@@ -370,40 +365,6 @@ class AdapterConformance:
         assert marked, "no request carries anything of the recipe"
 
 
-class _StreamGate:
-    """Keeps back the end of a run's last stream until its reader has seen a chunk.
-
-    Not of every stream: what an early step streams, its framework may keep for itself.
-    """
-
-    def __init__(self, answer: Any, num_requests: int) -> None:
-        self._answer = answer
-        self._left = num_requests
-        self._seen = threading.Event()
-        self.passed = False
-
-    def answer(self, body: Mapping[str, Any]) -> Reply:
-        reply: Reply = self._answer(body)
-        self._left -= 1
-        if self._left or not body.get("stream"):
-            return reply
-        last = max(1, len(reply.text.split()))
-
-        def before(index: int) -> None:
-            if index == last:
-                self.passed = self._seen.wait(timeout=_WAIT_S)
-
-        return Reply(reply.text, reply.tool_calls, before_chunk=before)
-
-    def read(self, chunks: Iterable[Any]) -> int:
-        """Returns how many chunks there are, opening the gate at the first."""
-        num_chunks = 0
-        for _ in chunks:
-            num_chunks += 1
-            self._seen.set()
-        return num_chunks
-
-
 def _check_usage(trace: Trace, server: LoopbackServer) -> None:
     counted = server.usage()
     usage = trace.usage
@@ -421,36 +382,3 @@ print(json.dumps({"steps": steps, "fingerprint": workflow.fingerprint}))
 _IMPORT = """
 print(json.dumps([name for name in sys.modules if name.partition(".")[0] == argument]))
 """
-
-_LOAD = """
-import importlib.util, json, sys
-file, name, argument = sys.argv[1:]
-if {needs_suite}:
-    spec = importlib.util.spec_from_file_location({module!r}, file)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    suite = getattr(module, name)()
-else:
-    import adaseek.cli, adaseek.tuner, adaseek.plugins
-    adaseek.plugins.load_plugins()
-    from importlib.metadata import entry_points
-    for entry in entry_points(group="adaseek.adapters"):
-        if entry.name.partition(":")[0] == argument:
-            entry.load()
-"""
-
-
-def _in_new_process(program: str, suite: type, argument: str) -> Any:
-    """Returns the JSON that `program` prints in a fresh interpreter, under another hash seed."""
-    load = _LOAD.format(needs_suite="suite" in program, module=suite.__module__)
-    command = [sys.executable, "-c", load + program]
-    told = subprocess.run(
-        [*command, inspect.getfile(suite), suite.__qualname__, argument],
-        capture_output=True,
-        text=True,
-        env={**os.environ, "PYTHONHASHSEED": "4711"},
-        check=False,
-    )
-    assert told.returncode == 0, told.stderr
-    return json.loads(told.stdout.splitlines()[-1])

@@ -255,7 +255,7 @@ def test_a_broken_promise_fails_its_check(adapter: type[Adapter], check: str) ->
 
 
 def test_a_stream_that_is_collected_first_fails(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("adaseek.testing.conformance._WAIT_S", 0.2)
+    monkeypatch.setattr("adaseek.testing._stream_gate.WAIT_S", 0.2)
     suite = _suite(Adapter(), Collecting)
     too_late = pytest.raises(AssertionError, match="before the model's answer had ended")
     with LoopbackServer(suite.answer) as server, too_late:
