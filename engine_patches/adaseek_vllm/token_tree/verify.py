@@ -69,6 +69,10 @@ TargetLaw = Callable[[int], Law]
 """The target's law of the token after a row; the caller applies temperature, top-p and masks."""
 
 
+Choose = Callable[[Sequence[int], Sequence[int], Sequence[Sequence[int]]], Sequence[int]]
+"""(requests, their rows, the tokens emitted for them so far) -> the target's next token of each."""
+
+
 def greedy_walk(tree: TreeTokens, choices: Sequence[int]) -> Verified:
     """Returns the longest path of the target's own choices, and the choice after it.
 
@@ -85,16 +89,40 @@ def sampled_walk(tree: TreeTokens, choose: Callable[[int], int]) -> Verified:
     `choose` is called once per emitted token, in order, so a random choice consumes exactly the
     random numbers that decoding without drafts would.
     """
-    children = {(parent, token): node for node, (token, parent) in _nodes(tree)}
-    tokens, rows, node = list[int](), list[int](), ROOT
-    while True:
-        token = choose(node + 1)
-        tokens.append(token)
-        child = children.get((node, token))
-        if child is None:
-            return Verified(tuple(tokens), tuple(rows))
-        rows.append(child + 1)
-        node = child
+    (verified,) = batch_walk([tree], lambda _requests, rows, _paths: [choose(rows[0])])
+    return verified
+
+
+def batch_walk(trees: Sequence[TreeTokens], choose: Choose) -> list[Verified]:
+    """Returns `sampled_walk` of each tree, asking for the next token of all that go on at once.
+
+    The first call of `choose` asks for every request; later ones for those whose last token was
+    drafted, in the order of the requests.
+    """
+    children = [_children(tree) for tree in trees]
+    tokens: list[list[int]] = [[] for _ in trees]
+    rows: list[list[int]] = [[] for _ in trees]
+    active = list(range(len(trees)))
+    while active:
+        at = [rows[request][-1] if rows[request] else 0 for request in active]
+        chosen = choose(active, at, [tokens[request] for request in active])
+        going_on = []
+        for request, row, token in zip(active, at, chosen, strict=True):
+            tokens[request].append(token)
+            if (child := children[request].get((row - 1, token))) is not None:
+                rows[request].append(child + 1)
+                going_on.append(request)
+        active = going_on
+    return [Verified(tuple(t), tuple(r)) for t, r in zip(tokens, rows, strict=True)]
+
+
+def _children(tree: TreeTokens) -> dict[tuple[int, int], int]:
+    """(parent, token) -> node; the first of equal ones, though a `TokenTree` has none."""
+    pairs = zip(tree.parents, tree, strict=True)
+    found: dict[tuple[int, int], int] = {}
+    for node, key in enumerate(pairs):
+        found.setdefault(key, node)
+    return found
 
 
 def multi_step(tree: TokenTree, target: TargetLaw, chance: Chance) -> Verified:
@@ -213,10 +241,6 @@ def _normalised(law: Law, *, otherwise: Law) -> Law:
     """`law` divided by its sum; `otherwise` where rounding has left nothing of it."""
     total = law.sum()
     return law / total if total > 0 else otherwise
-
-
-def _nodes(tree: TreeTokens) -> enumerate[tuple[int, int]]:
-    return enumerate(zip(tree, tree.parents, strict=True))
 
 
 def _reject_repeated_trials(tree: TokenTree) -> None:
