@@ -9,11 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from adaseek.cogs.base import Option
 from adaseek.recipe import Recipe, Setting
 from adaseek.testing.conformance import AdapterConformance
 from adaseek.testing.loopback import LoopbackServer, Reply
 from adaseek.tuner import Tuner
-from adaseek.workflow import Example, Trace
+from adaseek.workflow import Example, ModelRef, Trace
 
 openai = pytest.importorskip("openai")
 
@@ -131,30 +132,32 @@ def test_without_a_run_the_client_is_as_it_was() -> None:
 
 
 def counts(body: Mapping[str, Any]) -> Reply:
-    """A model that counts letters, and gets it right only when it is told to be exact."""
+    """A model that counts letters: "m2" can, "m" only if it is told to be exact."""
     messages = body["messages"]
     word = str(messages[-1]["content"])
-    exact = "exact" in str(messages[0]["content"])
+    exact = body["model"] == "m2" or "exact" in str(messages[0]["content"])
     return Reply(str(len(word) if exact else 0))
 
 
-def test_a_plain_function_is_tuned_end_to_end(tmp_path: Path) -> None:
-    class Exact:
-        """A cog of the test: one better instruction."""
+class Exact:
+    """A cog of the test: one better instruction."""
 
-        name, family = "instructions", "weight"
+    name, family = "instructions", "weight"
 
-        def refuses(self, step: Any) -> str | None:
-            return step.blocked.get("instructions")
+    def refuses(self, step: Any) -> str | None:
+        refused: str | None = step.blocked.get("instructions")
+        return refused
 
-        def options(self, step: Any, context: Any) -> Any:
-            from adaseek.cogs.base import Option
+    def options(self, step: Any, context: Any) -> list[Option]:
+        return [Option("original"), Option("exact", Setting(instructions="Be exact."))]
 
-            return [Option("original"), Option("exact", Setting(instructions="Be exact."))]
 
-    def metric(example: Example, trace: Trace) -> bool:
-        return bool(trace.output == example.labels["n"])
+def is_right(example: Example, trace: Trace) -> bool:
+    return bool(trace.output == example.labels["n"])
 
+
+@pytest.mark.parametrize("cogs", [[Exact()], None], ids=["instructions", "built-in cogs"])
+def test_a_plain_function_is_tuned_end_to_end(cogs: Any, tmp_path: Path) -> None:
     examples = [{"word": "x" * n, "n": str(n)} for n in range(1, 25)]
     with LoopbackServer(counts, models=("m", "m2")) as server:
         client = openai.OpenAI(base_url=server.url, api_key="k")
@@ -166,18 +169,21 @@ def test_a_plain_function_is_tuned_end_to_end(tmp_path: Path) -> None:
             return str(reply.choices[0].message.content)
 
         tuner = Tuner(
-            metric,
-            budget=120,
+            is_right,
+            budget=160,
             models=[f"m2@{server.url}"],
             objectives=("quality",),
-            cogs=[Exact()],
+            cogs=cogs,
             plugins=[adapter],
             run_dir=tmp_path,
             verbose=False,
         )
         result = tuner.tune(count, trainset=examples)
         (setting,) = result.recipe.settings.values()
-        assert setting.instructions == "Be exact."
+        if cogs is None:
+            assert setting.model == ModelRef("m2", server.url)
+        else:
+            assert setting.instructions == "Be exact."
         tuned = adapter.adaseek_apply(
             obj=count, workflow=adapter.adaseek_translate(obj=count), recipe=Recipe.load(tmp_path)
         )
