@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from adaseek.search import pareto
 from adaseek.search.pareto import dominates, front, hypervolume, hypervolume_contributions, rank
 from hypothesis import given
 from hypothesis import strategies as st
@@ -59,3 +60,28 @@ def test_contributions_are_what_is_lost_without_a_point(points):
     for i, gain in enumerate(gains):
         rest = np.delete(points, i, axis=0)
         assert hypervolume(rest, [1.1] * 3) + gain == pytest.approx(whole)
+
+
+def test_of_many_points_those_that_reach_farthest_contribute_most():
+    # Twenty points on a quarter circle around (1, 1), and a lone one far ahead of a gap.
+    angles = np.linspace(0.05, 0.5, 20)
+    crowd = 1 - 0.8 * np.stack([np.cos(angles), np.sin(angles)], axis=1)
+    points = np.concatenate([crowd, [[0.5, 0.1]]])
+    gains = pareto.hypervolume_contributions(points, [1.1, 1.1])
+    assert gains.shape == (21,)
+    assert gains.argmax() == 20
+    assert (gains >= 0).all()
+
+
+def test_volume_of_many_points_is_that_of_their_front():
+    points = np.random.default_rng(3).random((60, 3))
+    best = points[pareto.front(points)]
+    assert pareto.hypervolume(points, [1.0] * 3) == pytest.approx(
+        pareto.hypervolume(best, [1.0] * 3)
+    )
+
+
+def test_feasible_points_are_ranked_before_all_others():
+    points = np.asarray([[0.0], [3.0], [1.0], [2.0]])
+    violations = np.asarray([2.0, 0.0, 1.0, 0.0])
+    assert pareto.ranked(points, violations, 4).tolist() == [3, 1, 2, 0]

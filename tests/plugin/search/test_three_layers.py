@@ -1,4 +1,4 @@
-"""The search in three layers, on the space of a real workflow with ensembles of separate members."""
+"""The search in three layers, on the space of a workflow with ensembles of separate members."""
 
 from __future__ import annotations
 
