@@ -17,10 +17,10 @@ from optuna.samplers import BaseSampler
 from optuna.storages import BaseStorage
 
 from adaseek._canonical import fingerprint
-from adaseek.budget import SIZES, automatic_budget, plan_budget
+from adaseek.budget import SIZES, BudgetPlan, automatic_budget, plan_budget
 from adaseek.cogs import default_cogs
 from adaseek.cogs.base import Cog, CogContext, Completion, Proposer
-from adaseek.cogs.space import build_space
+from adaseek.cogs.space import OptionTable, build_space
 from adaseek.errors import ConfigurationError, choices, require
 from adaseek.evaluation.base import Evaluation, RunContext, Task
 from adaseek.evaluation.flights import SingleFlight
@@ -38,7 +38,7 @@ from adaseek.progress import progress_listener
 from adaseek.recipe import Recipe
 from adaseek.result import Heldout, TuningResult
 from adaseek.search.adaseek import SearchSettings
-from adaseek.search.base import OBJECTIVES, Constraint, Objective, check_objectives
+from adaseek.search.base import OBJECTIVES, Constraint, Objective, Space, check_objectives
 from adaseek.setup import (
     Setup,
     check_space,
@@ -48,7 +48,7 @@ from adaseek.setup import (
     split_examples,
 )
 from adaseek.source import source_identity
-from adaseek.tuning import TuningRun
+from adaseek.tuning import Split, TuningRun
 
 __all__ = ["Tuner"]
 
@@ -175,6 +175,7 @@ class Tuner:
             recipe.check_rewards(self.rewards)
             wanted = setup.program.examples("examples", examples)
             require(bool(wanted), "examples", examples, "must hold at least one example")
+            setup.program.check_models(self.models)
             folder = Path(resources.enter_context(TemporaryDirectory(prefix="adaseek-")))
             journal = self._open_journal(setup, folder, resources)
             runner = self._runner(setup, journal, Ledger(self._limits(None)), resources)
@@ -202,33 +203,38 @@ class Tuner:
         resources.enter_context(quiet_optuna())
         setup = self._set_up(program, resources)
         split = split_examples(setup.program, trainset, valset, seed=self.seed)
+        planned = self._planned(setup, split)
+        setup.program.check_models(self.models)
+        folder = open_folder(self.run_dir)
+        run = self._tuning_run(setup, split, planned, folder, resources)
+        run.run()
+        result = run.result(run_dir=str(folder), seconds=time.monotonic() - started)
+        result.save(folder)
+        result.recipe.save(folder / "recipe.json")
+        return result
+
+    def _planned(self, setup: Setup, split: Split) -> _Planned:
+        """Returns what a run on `split` will search and how; nothing is spent or written yet."""
         objectives = self._objectives(setup)
         self._limits(None).check_prices(setup.all_models, setup.price)
-        times_latency = "latency" in objectives
-        journal_context = CogContext(
+        context = CogContext(
             setup.program.workflow,
             models=setup.menu.references,
             train=split.train,
             seed=self.seed,
             rewards=self.rewards,
+            proposer=None if self.proposer is None else _unused_proposer,
         )
-        cogs = self._cogs(setup)
-        proposer = None if self.proposer is None else _unused_proposer
         space, table = build_space(
-            setup.program.workflow,
-            cogs,
-            replace(journal_context, proposer=proposer),
-            members=self.members,
+            setup.program.workflow, self._cogs(setup), context, members=self.members
         )
         check_space(space, table)
+        sizes = (len(split.train), len(split.val))
+        times_latency = "latency" in objectives
         budget = self.budget or automatic_budget(
-            self.auto or "light",
-            space,
-            len(split.train),
-            len(split.val),
-            times_latency=times_latency,
+            self.auto or "light", space, *sizes, times_latency=times_latency
         )
-        plan = plan_budget(budget, len(split.train), len(split.val), times_latency=times_latency)
+        plan = plan_budget(budget, *sizes, times_latency=times_latency)
         settings = SearchSettings(
             plan.search,
             plan.num_train,
@@ -237,35 +243,32 @@ class Tuner:
             failure_score=self.failure_score,
             score_span=self.score_span,
         )
-        setup.program.check_models(self.models)
-        folder = open_folder(self.run_dir)
+        return _Planned(context, space, table, plan, settings)
+
+    def _tuning_run(
+        self, setup: Setup, split: Split, planned: _Planned, folder: Path, resources: ExitStack
+    ) -> TuningRun:
         journal = self._open_journal(setup, folder, resources)
-        ledger = Ledger(self._limits(budget), paid=journal.paid())
+        ledger = Ledger(self._limits(planned.plan.total), paid=journal.paid())
         listen = resources.enter_context(progress_listener(enabled=self.verbose))
         listeners = (listen, *self.listeners, lambda e: setup.hooks.hook.adaseek_event(event=e))
-        runner = self._runner(setup, journal, ledger, resources, listeners)
-        timer = self._runner(setup, journal, ledger, resources, listeners, alone=True)
-        run = TuningRun(
+        proposer = self._proposer(setup, journal, ledger)
+        return TuningRun(
             program=setup.program,
             split=split,
-            space=space,
-            table=table,
-            cog_context=replace(journal_context, proposer=self._proposer(setup, journal, ledger)),
-            plan=plan,
-            settings=settings,
-            runner=runner,
-            timer=timer,
+            space=planned.space,
+            table=planned.table,
+            cog_context=replace(planned.context, proposer=proposer),
+            plan=planned.plan,
+            settings=planned.settings,
+            runner=self._runner(setup, journal, ledger, resources, listeners),
+            timer=self._runner(setup, journal, ledger, resources, listeners, alone=True),
             paid=lambda: ledger.paid,
             sampler=self.sampler,
             storage=self.storage or fresh_storage(folder),
             seed=self.seed,
             listeners=listeners,
         )
-        run.run()
-        result = run.result(run_dir=str(folder), seconds=time.monotonic() - started)
-        result.save(folder)
-        result.recipe.save(folder / "recipe.json")
-        return result
 
     def _set_up(self, program: Any, resources: ExitStack) -> Setup:
         hooks = load_plugins(self.plugins)
@@ -392,6 +395,17 @@ class Tuner:
             for name, values in rows.items()
             if None not in values
         }
+
+
+@dataclass(frozen=True)
+class _Planned:
+    """What a run will search, and with what: all of it known before anything is spent."""
+
+    context: CogContext
+    space: Space
+    table: OptionTable
+    plan: BudgetPlan
+    settings: SearchSettings
 
 
 def _unused_proposer(prompt: str, *, seed: int, max_tokens: int = 512) -> Completion:
