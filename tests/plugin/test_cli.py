@@ -495,6 +495,13 @@ def test_rewards_that_cannot_be_found_are_refused(specs: list[str]) -> None:
         load.rewards(specs)
 
 
+def test_what_there_is_instead_is_named_without_imported_modules(folder: Path) -> None:
+    (folder / "plain.py").write_text("import json\ndef metric(example, prediction): ...\n")
+    with pytest.raises(ConfigurationError, match=r"There are: 'metric'\."):
+        load.function("plain.py:metrc", "--metric")
+    sys.modules.pop("adaseek_user_plain", None)
+
+
 def test_rewards_are_read_by_name() -> None:
     assert load.rewards(["a=json:dumps", "b=json:loads"]) == {"a": json.dumps, "b": json.loads}
 

@@ -172,7 +172,11 @@ def _attribute(spec: str, name: str) -> Any:
         found: Any = _file(Path(source)) if source.endswith(".py") else _module(source, name)
     for part in path.split("."):
         if not hasattr(found, part):
-            public = [other for other in vars(found) if not other.startswith("_")]
+            public = [
+                other
+                for other, value in vars(found).items()
+                if not other.startswith("_") and not inspect.ismodule(value)
+            ]
             raise ConfigurationError(
                 f"`{name}` is {spec!r}, but there is no `{part}`. There are: {choices(public)}."
             )

@@ -102,3 +102,13 @@ def test_a_program_is_inspected_before_anything_is_spent(
     refused = {refusal["cog"]: refusal["reason"] for refusal in body["refused"]}
     assert refused["few_shot"].startswith("allowed, but has options only in a run")
     assert '|"question"|' in run("inspect", "qa.py:QA", "--mermaid", "--probe")[1]
+
+
+def test_evaluate_refuses_an_endpoint_that_is_down_at_once(
+    run: Callable[..., tuple[int, str]], monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    monkeypatch.setenv("QA_SERVER", "http://127.0.0.1:9/v1")
+    with pytest.raises(SystemExit) as ended:
+        main(["evaluate", "qa.py:QA", "--data", "test.jsonl", "--metric", "qa.py:metric"])
+    assert ended.value.code == 1
+    assert "does not answer" in capsys.readouterr().err
