@@ -350,6 +350,34 @@ def test_a_recipe_reaches_the_same_steps_of_an_async_run(shape: Any, examined: A
     assert Usage.total(t.usage for t in hook.traces).requests == server.usage()["requests"]
 
 
+def named(name: str) -> Any:
+    return next(shape for shape in ALL if shape.id == name)
+
+
+@pytest.mark.parametrize("name", [HANDLER, GLOBAL, COPY])
+def test_demos_stand_before_the_history(name: str, examined: Any) -> None:
+    (body,) = examined(named("L18_history"), name).tuned.bodies
+    texts = [str(message["content"]) for message in body["messages"]]
+    assert texts == [INSTRUCTIONS, f"{DEMO} input", f"{DEMO} output", "hello", "hi", "what is it"]
+
+
+@pytest.mark.parametrize("name", [HANDLER, GLOBAL, COPY])
+def test_new_demos_take_the_place_of_the_authors(name: str, examined: Any) -> None:
+    (body,) = examined(named("L19_authors_few_shot"), name).tuned.bodies
+    texts = [str(message["content"]) for message in body["messages"]]
+    assert texts == [INSTRUCTIONS, f"{DEMO} input", f"{DEMO} output", "what is it"]
+
+
+@pytest.mark.parametrize("name", [s.id for s in shapes.SHAPES if not s.unreached])
+def test_without_usage_of_streams_every_byte_is_the_same(name: str, examined: Any) -> None:
+    examination = examined(named(name), HANDLER)
+    shape, server = examination.shape, examination.server
+    server.clear()
+    hook = AdaSeekHook(stream_usage=False)
+    shape.output(examination.program, {"callbacks": [hook]})
+    assert sorted(request.raw for request in server.requests) == examination.plain.raw
+
+
 def test_the_coverage_is_printed_and_every_miss_has_a_reason(
     examined: Any, capsys: pytest.CaptureFixture[str]
 ) -> None:
