@@ -17,6 +17,7 @@ __all__ = [
     "message_of",
     "model_reference",
     "reference_from",
+    "takes_hints",
     "usage_of",
     "usage_of_message",
 ]
@@ -51,6 +52,15 @@ def _public(url: str) -> str:
 def copied(model: BaseChatModel, changes: Mapping[str, Any]) -> BaseChatModel:
     """Returns a copy of `model` with some attributes changed; it shares the connections."""
     return model.model_copy(update=dict(changes))
+
+
+def takes_hints(model: BaseChatModel) -> bool:
+    """Returns whether hints may ride in the body of the model's requests.
+
+    Only to an OpenAI-compatible server that is given by URL: the provider's own refuses fields that
+    it does not know.
+    """
+    return "extra_body" in type(model).model_fields and bool(model_reference(model).endpoint)
 
 
 def message_of(result: LLMResult) -> BaseMessage | None:

@@ -157,10 +157,16 @@ class Route:
     def _single(self, *, streams: bool) -> tuple[BaseChatModel, Any, Mapping[str, Any]]:
         """Returns model, input and arguments of the one request to send."""
         if self.plan is None:
-            return self._serving(self.request.model, streams=streams), self.input, self.kwargs
+            own = self.request.model
+            kwargs = self._hinted(own, self.kwargs)
+            return self._serving(own, streams=streams), self.input, kwargs
         ask = self.plan.ask
         model = self._serving(ask.model, streams=streams)
-        return model, list(ask.request.messages), ask.request.kwargs
+        kwargs = self._hinted(ask.model, ask.request.kwargs)
+        return model, list(ask.request.messages), kwargs
+
+    def _hinted(self, model: BaseChatModel, kwargs: Mapping[str, Any]) -> Mapping[str, Any]:
+        return kwargs if self.carrier is None else self.carrier.hinted(model, kwargs)
 
     def _messages(self) -> list[BaseMessage]:
         sent = self.request.messages if self.plan is None else self.plan.ask.request.messages
@@ -220,16 +226,14 @@ class Route:
     def _ask(self, item: Ask, config: RunnableConfig) -> AIMessage:
         model = self._serving(item.model, streams=False)
         with _inside(self._asked(item)):
-            return model.invoke(
-                list(item.request.messages), _unstreamed(config), **item.request.kwargs
-            )
+            kwargs = self._hinted(item.model, item.request.kwargs)
+            return model.invoke(list(item.request.messages), _unstreamed(config), **kwargs)
 
     async def _aask(self, item: Ask, config: RunnableConfig) -> AIMessage:
         model = self._serving(item.model, streams=False)
         with _inside(self._asked(item)):
-            return await model.ainvoke(
-                list(item.request.messages), _unstreamed(config), **item.request.kwargs
-            )
+            kwargs = self._hinted(item.model, item.request.kwargs)
+            return await model.ainvoke(list(item.request.messages), _unstreamed(config), **kwargs)
 
     def _asked(self, item: Ask) -> Request:
         return Request(item.step, item.model, self.request.messages, self.request.kwargs)

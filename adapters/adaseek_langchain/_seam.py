@@ -147,6 +147,10 @@ class Carrier(BaseCallbackHandler):
         its gate. To be asked for each call of the wrapped entry points, also inside ensembles.
         """
 
+    def hinted(self, model: BaseChatModel, kwargs: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Returns a call's arguments with what the carrier tells the server beside the request."""
+        return kwargs
+
     @abstractmethod
     def fail_open(self, step: str, reason: str) -> None:
         """Counts a request that was sent as the program made it, though a recipe wanted more."""

@@ -6,11 +6,13 @@ import threading
 import warnings
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any  # Any: callback arguments are the framework's own
 from uuid import UUID
 
 from adaseek.errors import choices
 from adaseek.evaluation.pricing import PriceTable
+from adaseek.hints import Hint
 from adaseek.recipe import Recipe, owner_id
 from adaseek.workflow import ModelRef, Step, StepKind, Trace, Workflow
 from langchain_core.language_models.chat_models import BaseChatModel
@@ -20,7 +22,7 @@ from langchain_core.runnables import RunnableConfig
 
 from adaseek_langchain._keys import tool_step_id
 from adaseek_langchain._recorder import Recorder, Run
-from adaseek_langchain._reports import copied, model_reference
+from adaseek_langchain._reports import copied, model_reference, takes_hints
 from adaseek_langchain._seam import MODEL_RUN, Carrier, Request, current_request
 from adaseek_langchain._steps import observed_workflow
 
@@ -36,7 +38,8 @@ class AdaSeekHook(Carrier):
 
     Args:
         recipe: what to change at which step; None: nothing is changed.
-        session: name of the conversation that the calls belong to, for hints to the server.
+        session: name of the conversation that the calls belong to. It is sent to OpenAI-compatible
+            servers that are given by URL (`adaseek.hints`); None: nothing is sent.
         models: model key -> chat model, for settings that name a model. One that is missing is
             made from the step's own model under the other name.
         rewards: name -> reward function, for `best_of` ensembles.
@@ -63,6 +66,7 @@ class AdaSeekHook(Carrier):
     ) -> None:
         super().__init__()
         self.session = session
+        self._hint = Hint(session=session or "")
         self.misses: Counter[str] = Counter()
         self._recipe = recipe if recipe is not None else Recipe()
         self._models = dict(models or {})
@@ -128,18 +132,28 @@ class AdaSeekHook(Carrier):
         manager = config.get("callbacks")
         parent = getattr(manager, "parent_run_id", None)
         tags = getattr(manager, "tags", None) or config.get("tags")
-        variant = _variant(model)
+        variant = partial(_variant, model)
         step = self._recorder.step_of(parent, tags, variant, model.get_name())
         return Request(step, model, tuple(messages), dict(kwargs))
 
     def serving(self, model: BaseChatModel, *, streams: bool = False) -> BaseChatModel:
         # Also where the program does not ask for a stream: a handler may turn any call into one.
+        changes: dict[str, Any] = {}
         if self._stream_usage and getattr(model, "stream_usage", False) is None:
-            # Worked out before the copy is made, and so shared by it: a response cache then knows
-            # the copy by the same name as the original.
-            getattr(model, "_serialized", None)
-            return copied(model, {"stream_usage": True})
-        return model
+            changes["stream_usage"] = True
+        if takes_hints(model) and not self._hint.is_empty:
+            changes["extra_body"] = self._hint.added_to(getattr(model, "extra_body", None) or {})
+        if not changes:
+            return model
+        # Worked out before the copy is made, and so shared by it: a response cache then knows the
+        # copy by the same name as the original.
+        getattr(model, "_serialized", None)
+        return copied(model, changes)
+
+    def hinted(self, model: BaseChatModel, kwargs: Mapping[str, Any]) -> Mapping[str, Any]:
+        if self._hint.is_empty or not takes_hints(model) or "extra_body" not in kwargs:
+            return kwargs  # the copy that `serving` made says it
+        return {**kwargs, "extra_body": self._hint.added_to(kwargs["extra_body"] or {})}
 
     def fail_open(self, step: str, reason: str) -> None:
         with self._lock:
@@ -299,11 +313,11 @@ class AdaSeekHook(Carrier):
         run.parameters = details.get("invocation_params") or {}
         run.request = current_request()
         if run.request is not None:
-            run.step, run.model = run.request.step, model_reference(run.request.model)
+            run.step = run.request.step
         else:
             settings = (serialized or {}).get("kwargs") or {}
             run.settings = {**run.parameters, **settings, "_class": _name(serialized)}
-            variant = _first_text(run.settings, "model_name", "model")
+            variant = partial(_first_text, run.settings, "model_name", "model")
             run.step = self._recorder.step_of(parent_run_id, tags, variant, run.name)
         return run
 
