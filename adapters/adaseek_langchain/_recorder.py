@@ -30,7 +30,13 @@ from adaseek_langchain._keys import (
     user_frame,
 )
 from adaseek_langchain._messages import answer_fields, input_fields, json_value
-from adaseek_langchain._reports import is_from_cache, message_of, reference_from, usage_of
+from adaseek_langchain._reports import (
+    is_from_cache,
+    message_of,
+    model_reference,
+    reference_from,
+    usage_of,
+)
 from adaseek_langchain._seam import Request
 
 __all__ = ["Recorder", "Run", "Tree"]
@@ -183,23 +189,28 @@ class Recorder:
         return self._runs.get(run_id) if run_id is not None else None
 
     def step_of(
-        self, parent_id: UUID | None, tags: Sequence[str] | None, variant: str, name: str = ""
+        self,
+        parent_id: UUID | None,
+        tags: Sequence[str] | None,
+        variant: Callable[[], str],
+        name: str = "",
     ) -> StepId:
         """Returns the id of the chat-model call that the user's innermost frame makes now.
 
         Args:
+            variant: tells the model from others at its place; asked only where there may be some.
             name: what the run of the model is called.
         """
         parent = self.find(parent_id)
         frame = user_frame()
         started = parent.frame if parent is not None else 0
         site = call_site(frame) if frame is not None and id(frame) != started else ""
-        variant = variant if self._in_fallbacks(parent) else ""
+        told = variant() if self._in_fallbacks(parent) else ""
         path = parent.path if parent is not None else ()
         if parent is not None and not site and _only_wraps(parent, name, tags):
             path = parent.parent.path if parent.parent is not None else ()
             site, tags = _site(parent), parent.tags
-        return step_id(path, tags, site, variant)
+        return step_id(path, tags, site, told)
 
     def _in_fallbacks(self, parent: Run | None) -> bool:
         """Returns whether the call is one of several models that stand in for each other.
@@ -279,7 +290,7 @@ class Recorder:
         return self._model_call(run, call) if run.kind == "lm" else call
 
     def _model_call(self, run: Run, call: Call) -> Call:
-        model = run.model or reference_from(run.settings)
+        model = run.model or _model_of(run)
         start_s = min(call.start_s + run.waited_s, call.end_s)
         duration_s, cached = call.end_s - start_s, False
         if run.replayed is not None:
@@ -350,6 +361,12 @@ def _works(run: Run) -> bool:
 def _is_plumbing(run: Run) -> bool:
     is_structure = run.name.startswith("Runnable") and not run.name.startswith("RunnableLambda")
     return is_structure or run.run_type in _PLUMBING or _HIDDEN in run.tags or not run.path
+
+
+def _model_of(run: Run) -> ModelRef:
+    if run.request is not None:
+        return model_reference(run.request.model)
+    return reference_from(run.settings)
 
 
 def _place(run: Run) -> str:
