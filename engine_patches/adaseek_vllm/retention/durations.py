@@ -54,7 +54,8 @@ class DurationModel:
         max_tools: tools remembered at most; the least recently used is forgotten.
     """
 
-    # A tool's own observations outweigh what all tools do after this many.
+    # What all tools do counts as this many observations of an unknown tool, and fades fast: one
+    # slow tool among many would otherwise dominate the mean of every quick one.
     _SHARED_WEIGHT = 2.0
 
     def __init__(
@@ -112,8 +113,11 @@ class DurationModel:
         return float(weights[elapsed_s + more_s < _MIDDLES].sum()) / mass
 
     def _weights(self, tool: str, hint_s: float | None) -> NDArray[np.float64]:
-        weights = self._all * (self._SHARED_WEIGHT / float(self._all.sum()))
-        if (counts := self._tools.get(tool)) is not None:
+        counts = self._tools.get(tool)
+        num_known = 0.0 if counts is None else float(counts.sum())
+        shared = self._SHARED_WEIGHT / (1 + num_known)
+        weights = self._all * (shared / float(self._all.sum()))
+        if counts is not None:
             weights += counts
         if hint_s is not None and hint_s >= 0:
             weights[_bucket(hint_s)] += self._hint_weight

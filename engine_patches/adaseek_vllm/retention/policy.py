@@ -118,10 +118,13 @@ class LeastWaste:
     Args:
         hysteresis: a held session is let go only if holding wastes this much more.
         gone_probability: below this chance of a return, the context is dropped.
+        lost_probability: above this risk of being reused before its return, a context that is
+            not held is dropped, so that others' contexts outlast it.
     """
 
     hysteresis: float = 0.15
     gone_probability: float = 0.02
+    lost_probability: float = 0.5
 
     def choose(self, session: PausedSession, load: EngineLoad) -> Decision:
         if session.return_probability < self.gone_probability:
@@ -130,8 +133,11 @@ class LeastWaste:
         lose = session.eviction_probability * self._loss(session, load)
         limit = lose * (1 + self.hysteresis) if session.is_held else lose
         # Equal means that neither costs anything: leave it to vLLM.
-        action = Action.PIN if keep < limit else Action.SOFT
-        return Decision(action, keep, lose)
+        if keep < limit:
+            return Decision(Action.PIN, keep, lose)
+        # What would be gone by its return only keeps others from surviving until theirs.
+        is_lost = session.eviction_probability > self.lost_probability
+        return Decision(Action.DROP if is_lost else Action.SOFT, keep, lose)
 
     def keep_value(self, session: PausedSession, load: EngineLoad) -> float:
         tokens = max(1, session.exclusive_tokens)

@@ -45,14 +45,14 @@ def choose(session: PausedSession, load: EngineLoad) -> Action:
 
 def test_short_pauses_are_held_and_long_ones_are_not() -> None:
     assert choose(SESSION, BUSY) is Action.PIN
-    assert choose(replace(SESSION, remaining_s=20.0), BUSY) is Action.SOFT
+    assert choose(replace(SESSION, remaining_s=20.0), BUSY) is Action.DROP
 
 
 def test_pause_at_the_break_even_point_decides() -> None:
     # 3 chunks of 462: own (0.04 + 0.075) / 2 = 0.0575 s, others 0.075 / 1500 * 20000 = 1 s.
     below, above = replace(SESSION, remaining_s=1.05), replace(SESSION, remaining_s=1.07)
     assert choose(below, BUSY) is Action.PIN
-    assert choose(above, BUSY) is Action.SOFT
+    assert choose(above, BUSY) is not Action.PIN
     assert choose(replace(above, is_held=True), BUSY) is Action.PIN
 
 
@@ -65,13 +65,19 @@ def test_idle_memory_is_free_so_any_risk_is_worth_holding_for() -> None:
 def test_what_others_hold_too_costs_nothing_to_hold() -> None:
     shared = replace(SESSION, exclusive_tokens=100, remaining_s=10.0)
     assert choose(shared, BUSY) is Action.PIN
-    assert choose(replace(shared, exclusive_tokens=1500), BUSY) is Action.SOFT
+    assert choose(replace(shared, exclusive_tokens=1500), BUSY) is not Action.PIN
 
 
 def test_context_that_a_next_turn_does_not_repeat_is_worth_less() -> None:
     session = replace(SESSION, remaining_s=0.8)
     assert choose(session, BUSY) is Action.PIN
-    assert choose(replace(session, survival_ratio=0.3), BUSY) is Action.SOFT
+    assert choose(replace(session, survival_ratio=0.3), BUSY) is not Action.PIN
+
+
+def test_what_is_not_held_goes_first_only_if_it_would_be_lost_anyway() -> None:
+    slow = replace(SESSION, remaining_s=20.0)
+    assert choose(replace(slow, eviction_probability=0.9), BUSY) is Action.DROP
+    assert choose(replace(slow, eviction_probability=0.1), BUSY) is Action.SOFT
 
 
 def test_final_turn_is_dropped() -> None:
