@@ -193,6 +193,36 @@ def test_a_stream_has_the_same_calls_and_loses_no_text(parser_class: Any, tail: 
     assert content == "I look.\nI look.\n" + tail
 
 
+@pytest.mark.parametrize("choice", ["auto", "none"])
+def test_vllm_s_own_streaming_uses_the_file_named_by_the_flags(choice: str) -> None:
+    pytest.importorskip("vllm")
+    from vllm.entrypoints.openai.chat_completion.protocol import ChatCompletionRequest
+    from vllm.parser.parser_manager import ParserManager
+    from vllm.tool_parsers.abstract_tool_parser import ToolParserManager
+
+    ToolParserManager.import_tool_parser(TOOL_FLAGS[-1])
+    parser_type = ParserManager.get_parser(tool_parser_name="bare_json", enable_auto_tools=True)
+    tool = {"type": "function", "function": {"name": "sql", "parameters": {"type": "object"}}}
+    body = {"messages": [{"role": "user", "content": "?"}], "tools": [tool], "tool_choice": choice}
+    chat: Any = ChatCompletionRequest.model_validate(body)
+    assert parser_type is not None
+    parser: Any = parser_type(None, chat.tools)
+    text = REPLY + "\nand then {"
+    messages = [
+        parser.parse_delta(letter, [index], chat, [1], finished=index == len(text) - 1)
+        for index, letter in enumerate(text)
+    ]
+    content = "".join(message.content or "" for message in messages if message)
+    calls = [call for message in messages if message for call in message.tool_calls]
+    if choice == "none":
+        assert (content, calls) == (text, [])
+    else:
+        assert content == "I look.\n\nand then {"
+        assert [(call.function.name, call.function.arguments) for call in calls] == [
+            ("sql", '{"q": "x"}')
+        ]
+
+
 def test_importing_the_scanner_imports_nothing_of_vllm() -> None:
     import subprocess
 
