@@ -1,0 +1,50 @@
+"""Retention in real engines on the CPU: equal outputs and hits that survive.
+
+ADASEEK_NUM_TURNS sets how many turns each of the six sessions takes under each policy (default 5).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+NUM_TURNS = os.environ.get("ADASEEK_NUM_TURNS", "5")
+pytestmark = [pytest.mark.engine, pytest.mark.timeout(900)]
+
+
+@pytest.fixture(scope="module")
+def arms() -> dict[str, Any]:
+    program = Path(__file__).with_name("engine_scenarios.py")
+    done = subprocess.run(
+        [sys.executable, str(program), "6", NUM_TURNS], capture_output=True, text=True, check=False
+    )
+    lines = [line for line in done.stdout.splitlines() if line.startswith("RESULT ")]
+    assert lines, done.stdout[-2000:] + done.stderr[-2000:]
+    return dict(json.loads(lines[0].removeprefix("RESULT ")))
+
+
+def test_off_means_vllms_own_scheduler(arms: dict[str, Any]) -> None:
+    assert arms["stock"]["scheduler"] == "Scheduler"
+    assert arms["auto"]["scheduler"] == "AdaseekScheduler"
+
+
+def test_greedy_outputs_are_the_same_under_every_policy(arms: dict[str, Any]) -> None:
+    assert len({arm["outputs"] for arm in arms.values()}) == 1
+    resumed = {arm["num_resumed"] for name, arm in arms.items() if name != "stock"}
+    assert resumed == {6 * (int(NUM_TURNS) - 1)}
+
+
+def test_held_contexts_are_hit_where_stock_has_lost_them(arms: dict[str, Any]) -> None:
+    cached = {name: arm["num_cached_tokens"] for name, arm in arms.items()}
+    assert cached["pin"] > 1.5 * cached["stock"]
+    assert cached["pin"] >= cached["auto"] >= cached["stock"]
+
+
+def test_nothing_is_held_after_the_last_turn(arms: dict[str, Any]) -> None:
+    assert all(arm["can_reset"] for arm in arms.values())
