@@ -41,8 +41,9 @@ class Arm:
         return config
 
     def wait(self, archive: Archive, record: Record) -> None:
-        """Counts `record` for the arm's patience."""
+        """Counts `record` for the arm's patience, by the part of the examples that it saw."""
+        weight = len(record.outcomes) / len(archive.original.outcomes)
         if archive.is_feasible(record):
-            self.patience.tell(archive.point(record).tolist())
+            self.patience.tell(archive.point(record).tolist(), weight=weight)
         else:
-            self.patience.tell_infeasible()
+            self.patience.tell_infeasible(weight=weight)

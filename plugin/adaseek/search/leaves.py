@@ -117,8 +117,10 @@ class Leaves:
 
     def _ask(self, arm: Arm, proposals: Proposals, stop_at: int) -> list[Proposal]:
         """Returns new configs under `arm`; the first ever is the one with all inner originals."""
-        affordable = (stop_at - self.num_runs) // self._settings.fewest
-        count = max(1, min(self._settings.chunk, affordable))
+        settings = self._settings
+        least = settings.fewest if settings.halving else settings.num_examples
+        affordable = (stop_at - self.num_runs) // least
+        count = max(1, min(settings.chunk, affordable))
         default = arm.completed(self.space)
         asked: list[Proposal] = []
         if self._identity(default) not in self._taken:

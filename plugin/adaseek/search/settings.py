@@ -31,8 +31,8 @@ class SearchSettings:
             the test does.
         reserve: share of the budget kept for the end, to give the configs that are then believed
             to be the best the examples that they have not seen.
-        patience: trials without any improvement after which an arm has converged; None: three
-            times the number of its dimensions, at least 16.
+        patience: full trials' worth of runs without any improvement after which an arm has
+            converged; None: three times the number of its dimensions, at least 16.
         failure_score: quality of a failed run.
         score_span: largest difference between two scores.
     """

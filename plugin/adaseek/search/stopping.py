@@ -26,10 +26,14 @@ class Patience:
     threshold: float = 0.01
     _best: list[float] = field(default_factory=list)
     _worst: list[float] = field(default_factory=list)
-    _idle: int = 0
+    _idle: float = 0.0
 
-    def tell(self, values: Sequence[float]) -> None:
-        """Counts one feasible trial with these objective values, smaller is better."""
+    def tell(self, values: Sequence[float], *, weight: float = 1.0) -> None:
+        """Counts one feasible trial with these objective values, smaller is better.
+
+        Args:
+            weight: what part of a trial it is: one that was cut short says less.
+        """
         if not self._best:
             self._best, self._worst = list(values), list(values)
             return
@@ -37,14 +41,16 @@ class Patience:
         spans = np.subtract(self._worst, self._best)
         gains = np.subtract(self._best, values)
         self._idle = (
-            0 if bool(((gains > self.threshold * spans) & (gains > 0)).any()) else self._idle + 1
+            0.0
+            if bool(((gains > self.threshold * spans) & (gains > 0)).any())
+            else self._idle + weight
         )
         self._best = [min(b, v) for b, v in zip(self._best, values, strict=True)]
 
-    def tell_infeasible(self) -> None:
+    def tell_infeasible(self, *, weight: float = 1.0) -> None:
         """Counts one trial that cannot improve anything."""
-        self._idle += 1
+        self._idle += weight
 
     @property
     def converged(self) -> bool:
-        return self._idle >= self.num_trials
+        return self._idle >= self.num_trials - 1e-9

@@ -38,3 +38,13 @@ def test_infeasible_trials_count_as_idle():
     patience.tell_infeasible()
     patience.tell_infeasible()
     assert patience.converged
+
+
+def test_a_trial_that_was_cut_short_counts_in_part():
+    patience = Patience(2)
+    patience.tell([0.0])
+    for _ in range(7):
+        patience.tell([1.0], weight=0.25)
+    assert not patience.converged
+    patience.tell_infeasible(weight=0.25)
+    assert patience.converged
