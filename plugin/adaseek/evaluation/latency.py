@@ -51,14 +51,14 @@ class _Tree:
         children: dict[str | None, list[Call]] = {}
         for call in calls:
             children.setdefault(parents[call.id], []).append(call)
-        # If two calls ran side by side, so did what encloses the one but not the other.
-        paths = ((_path(one, parents), _path(two, parents)) for one, two in parallel)
-        forks = (
-            next((p for p in zip(*pair, strict=False) if p[0] != p[1]), None) for pair in paths
-        )
-        return cls(
-            children, frozenset(pair for fork in forks if fork for pair in (fork, fork[::-1]))
-        )
+        apart: set[tuple[str, str]] = set()
+        for one, two in parallel:
+            # If two calls ran side by side, so did what encloses the one but not the other.
+            paths = zip(_path(one, parents), _path(two, parents), strict=False)
+            fork = next(((a, b) for a, b in paths if a != b), None)
+            if fork:
+                apart |= {fork, (fork[1], fork[0])}
+        return cls(children, frozenset(apart))
 
     def follows(self, later: Call, earlier: Call) -> bool:
         return earlier.end_s <= later.start_s and (earlier.id, later.id) not in self.parallel
