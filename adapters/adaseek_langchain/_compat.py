@@ -1,6 +1,6 @@
 """Every name that lies deeper in LangChain than its documented modules, and how to do without it.
 
-Supported: langchain-core 1.2 to 1.x. A name that is gone is None here, and what needs it degrades:
+Supported: langchain-core from 1.7 on. A name that is gone is None here, and what needs it degrades:
 without the context of child runs, only handlers in `config` are found; without LangGraph's error
 classes, an interrupt reads as an error. Each name has a canary test.
 """
