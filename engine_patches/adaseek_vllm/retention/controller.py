@@ -23,7 +23,8 @@ from adaseek_vllm.retention.waste import StepCost
 
 __all__ = ["BlockStore", "Counts", "EndedTurn", "Outcome", "Released", "RetentionController"]
 
-_SESSIONS_PER_TICK = 16
+# Each costs tens of microseconds, so that a step may look at few.
+_SESSIONS_PER_TICK = 2
 # Before the machine is known: a middling GPU. Decides only until thirty steps were seen.
 _PRIOR_COST = StepCost(fixed_s=0.010, per_token_s=5e-5)
 
