@@ -21,6 +21,7 @@ from langchain_core.prompt_values import PromptValue
 from langchain_core.runnables import RunnableConfig
 from langchain_core.runnables.config import ensure_config
 
+from adaseek_langchain._compat import CHILD_CONFIG
 from adaseek_langchain._menu import Models
 from adaseek_langchain._plan import Tuning, plan
 from adaseek_langchain._route import Below, Route, config_of, is_inside
@@ -169,6 +170,8 @@ def by_carrier(
     Args:
         otherwise: the carrier of a call whose callbacks were lost on the way.
     """
+    if otherwise is None and _has_no_callbacks(model, config):
+        return None
     ensured = ensure_config(config)
     carrier = carrier_of(model, ensured) or otherwise
     if carrier is None:
@@ -189,6 +192,13 @@ def by_carrier(
         carrier.fail_open(request.step, f"{type(error).__name__}: {error}")
         planned = None
     return Route(request, given, kwargs, planned, carrier, fails_open=True)
+
+
+def _has_no_callbacks(model: BaseChatModel, config: RunnableConfig | None) -> bool:
+    """Returns whether there is nothing to look through: the cheap answer for most calls."""
+    if EVERYWHERE.carrier is not None or model.callbacks or (config and config.get("callbacks")):
+        return False
+    return CHILD_CONFIG is not None and CHILD_CONFIG.get() is None
 
 
 def messages_of(given: Any) -> list[BaseMessage] | None:
