@@ -1,0 +1,92 @@
+"""The settings of token-tree decoding, checked."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, fields
+
+from adaseek_vllm.config import FeatureSettingsError, check_keys, read_mapping
+from adaseek_vllm.token_tree.recycling import RecyclingSource
+from adaseek_vllm.token_tree.sources import DraftSource
+from adaseek_vllm.token_tree.suffix import SuffixSource
+
+__all__ = ["FLAG", "MAX_NODES", "TreeSettings"]
+
+FLAG = "--token-tree"
+MAX_NODES = 127
+"""With the root 128 rows, two words of a tree mask."""
+SOURCES: Mapping[str, Callable[[], DraftSource]] = {
+    "suffix": SuffixSource,
+    "recycling": RecyclingSource,
+}
+SHAPES = ("tree", "chain")
+BUDGETS = ("cost", "full")
+
+
+@dataclass(frozen=True)
+class TreeSettings:
+    """What a user can set.
+
+    Args:
+        num_nodes: most drafted tokens per request and step.
+        sources: where drafts come from: `suffix` looks the last tokens up in the request's own
+            text, `recycling` remembers what the target found likely after a token.
+        shape: `chain` keeps the likeliest branch only, to see what branching gives.
+        budget: `cost` drafts as much as pays at the measured price of a step's rows; `full` as
+            much as `num_nodes` allows.
+    """
+
+    num_nodes: int = 16
+    sources: tuple[str, ...] = ("suffix", "recycling")
+    shape: str = "tree"
+    budget: str = "cost"
+
+    def __post_init__(self) -> None:
+        if type(self.num_nodes) is not int or not 1 <= self.num_nodes <= MAX_NODES:
+            raise FeatureSettingsError(
+                f"{FLAG}: `num_nodes` is {self.num_nodes!r}, but must be an integer from 1 to "
+                f"{MAX_NODES}."
+            )
+        known = [name for name in SOURCES if name in self.sources]
+        if not known or len(known) != len(self.sources):
+            raise FeatureSettingsError(
+                f"{FLAG}: `sources` is {list(self.sources)!r}, but must name some of "
+                f"{', '.join(map(repr, SOURCES))}, each once."
+            )
+
+        _check_choice("shape", self.shape, SHAPES)
+        _check_choice("budget", self.budget, BUDGETS)
+
+    @classmethod
+    def read(cls, value: object) -> TreeSettings:
+        """Returns the settings that a flag's value holds.
+
+        Raises:
+            FeatureSettingsError: an unknown key, or a value out of its range.
+        """
+        given = read_mapping(FLAG, value)
+        check_keys(FLAG, given, known=[field.name for field in fields(cls)])
+        if "sources" in given:
+            sources = given["sources"]
+            listed = [sources] if isinstance(sources, str) else sources
+            if not isinstance(listed, list | tuple):
+                raise FeatureSettingsError(
+                    f"{FLAG}: `sources` is {sources!r}, but must be a list of names."
+                )
+            given["sources"] = tuple(listed)
+        return cls(**given)  # type: ignore[arg-type]  # checked by __post_init__
+
+    def as_mapping(self) -> dict[str, object]:
+        """Returns the settings in JSON form."""
+        return {**asdict(self), "sources": list(self.sources)}
+
+    def make_sources(self) -> list[DraftSource]:
+        """Returns new sources in the order of their names."""
+        return [SOURCES[name]() for name in self.sources]
+
+
+def _check_choice(name: str, value: object, choices: tuple[str, ...]) -> None:
+    if value not in choices:
+        raise FeatureSettingsError(
+            f"{FLAG}: `{name}` is {value!r}, but must be one of {', '.join(map(repr, choices))}."
+        )

