@@ -84,10 +84,14 @@ class Leaves:
         self._race(cut, stop_at)
         self._close(cut, arm, proposals)
         while not arm.is_done and stop_at - self.num_runs >= self._settings.fewest:
-            cohort = [self._open_trial(arm, p) for p in self._ask(arm, proposals, stop_at)]
-            if not cohort:
+            asked = self._ask(arm, proposals, stop_at)
+            # All is tried, but dynamic cogs may have found something in it.
+            if not asked and self._grow():
+                asked = self._ask(arm, proposals, stop_at)
+            if not asked:
                 arm.is_exhausted = True
                 return
+            cohort = [self._open_trial(arm, proposal) for proposal in asked]
             self._race(cohort, stop_at)
             self._close(cohort, arm, proposals)
             self._grow()
@@ -173,15 +177,17 @@ class Leaves:
             arm.wait(self._archive, record)
             self._listen(ended(self._archive, record, self._layer))
 
-    def _grow(self) -> None:
-        """Adds the options that the dynamic cogs found."""
-        for name, count in (self._refresh() if self._refresh else {}).items():
+    def _grow(self) -> bool:
+        """Adds the options that the dynamic cogs found, and returns whether there were any."""
+        found = self._refresh() if self._refresh else {}
+        for name, count in found.items():
             first = self.space.added.get(name, 0)
             self.space = self.space.grown(name, count)
             self._coder = Coder(self.space)
             dimension = self.space.dimension(name)
             keys = tuple(dimension.slot(first + i) for i in range(count))
             self._listen(events.OptionsAdded(name, keys))
+        return any(found.values())
 
 
 def tell(archive: Archive, proposals: Proposals, proposal: Proposal, record: Record) -> None:

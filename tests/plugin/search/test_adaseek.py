@@ -267,6 +267,26 @@ def test_without_reserve_and_halving_only_the_test_drops_configs():
     assert {r.state for r in found.archive.records} <= {"complete", "running"}
 
 
+@pytest.mark.parametrize("num_layers", [None, 1])
+def test_a_space_whose_options_all_come_from_dynamic_cogs_is_searched(num_layers):
+    space = Space((Dimension("a:instructions", "weight", ("off",), num_slots=2),))
+    left = [2, 1, 0]  # options found by the first refresh, by the second, ever after
+
+    def refresh() -> dict[str, int]:
+        found, left[:] = left[0] - left[1], [*left[1:], 0]
+        return {"a:instructions": found} if found else {}
+
+    def evaluate(runs: Sequence[LeafRun]) -> list[Outcome]:
+        return [Outcome(float(run.config["a:instructions"] != "off")) for run in runs]
+
+    settings = SearchSettings(400, 12, ("quality",), num_layers=num_layers)
+    found = AdaSeek(space, settings, evaluate, refresh=refresh, seed=0)
+    found.run()
+    tried = {record.config["a:instructions"] for record in found.archive.records}
+    assert tried == {"off", "added-0", "added-1"}
+    assert found.num_runs <= 400
+
+
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("num_layers", [None, 1])
 def test_an_interrupted_search_keeps_what_it_found(kind, num_layers):
