@@ -45,9 +45,7 @@ def metadata(info: zipfile.Path) -> Message:
     return Parser().parsestr((info / "METADATA").read_text(encoding="utf-8"))
 
 
-def test_wheel_holds_our_packages_and_nothing_else(
-    wheel: zipfile.Path, info: zipfile.Path
-) -> None:
+def test_wheel_holds_our_packages_and_nothing_else(wheel: zipfile.Path, info: zipfile.Path) -> None:
     assert {path.name for path in wheel.iterdir()} == {*PACKAGES, info.name}
 
 

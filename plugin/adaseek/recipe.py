@@ -29,6 +29,10 @@ SCHEMA_VERSION = 1
 Reasoning = Literal["off", "chain_of_thought", "plan"]
 Aggregate = Literal["majority", "judge", "best_of"]
 
+_REASONINGS = get_args(Reasoning)
+# Written once: a search makes settings by the hundred thousand.
+_REASONING_RULE = f"must be one of {choices(_REASONINGS)}"
+
 
 @dataclass(frozen=True)
 class Demo:
@@ -88,9 +92,8 @@ class Setting:
     engine: Mapping[str, Any] | None = None
 
     def __post_init__(self) -> None:
-        known = get_args(Reasoning)
-        valid = self.reasoning is None or self.reasoning in known
-        require(valid, "reasoning", self.reasoning, f"must be one of {choices(known)}")
+        valid = self.reasoning is None or self.reasoning in _REASONINGS
+        require(valid, "reasoning", self.reasoning, _REASONING_RULE)
         require(self.steps is None or bool(self.steps), "steps", self.steps, "must name a step")
 
     @property

@@ -75,6 +75,10 @@ class OptionTable:
 
     knobs: Mapping[str, Knob] = field(default_factory=dict)
     refused: tuple[Refusal, ...] = ()
+    _recipes: dict[frozenset[tuple[str, str]], Recipe] = field(
+        default_factory=dict, repr=False, compare=False
+    )
+    """Recipes made so far. Shared with the tables grown from this one: growing changes none."""
 
     def option(self, dimension: str, key: str) -> Option:
         """Returns the option `key` of `dimension`.
@@ -102,6 +106,12 @@ class OptionTable:
         Raises:
             ConfigurationError: if `config` names an unknown dimension or option.
         """
+        key = frozenset(config.items())
+        if key not in self._recipes:
+            self._recipes[key] = self._made(config)
+        return self._recipes[key]
+
+    def _made(self, config: Config) -> Recipe:
         chosen = {name: self.option(name, key) for name, key in config.items()}
         settings: dict[str, Setting] = {}
         for name, knob in self.knobs.items():
