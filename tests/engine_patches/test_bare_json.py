@@ -258,5 +258,6 @@ def test_a_real_engine_gives_clients_tool_calls_whole_and_in_a_stream() -> None:
     (streamed,) = [
         call for chunk in chunks for one in chunk.choices for call in one.delta.tool_calls or ()
     ]
-    assert streamed.function == call.function
+    whole = call.function
+    assert (streamed.function.name, streamed.function.arguments) == (whole.name, whole.arguments)
     assert chunks[-1].choices[0].finish_reason == "tool_calls"

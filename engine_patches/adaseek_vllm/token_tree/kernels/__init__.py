@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import fcntl
 import functools
 import logging
 import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
 from typing import Any, cast
 
 import torch
+from platformdirs import user_cache_path
 from torch.utils import cpp_extension
 
 from adaseek_vllm.token_tree.attention import tree_attention as torch_attention
@@ -25,14 +30,18 @@ _FLAGS = ("-O3", "-march=native", "-ffast-math", "-fno-finite-math-only")
 
 @functools.cache
 def compiled_kernel() -> ModuleType | None:
-    """Returns the C++ kernel, built on first use and kept in torch's extension cache; or None.
+    """Returns the C++ kernel, built on first use and kept in the user's cache; or None.
 
     A missing compiler is no error: the result is the same without, only slower.
     """
     try:
-        module = cpp_extension.load(
-            name="adaseek_tree_attention", sources=[str(_SOURCE)], extra_cflags=list(_FLAGS)
-        )
+        with _build_directory() as directory:
+            module = cpp_extension.load(
+                name="adaseek_tree_attention",
+                sources=[str(_SOURCE)],
+                extra_cflags=list(_FLAGS),
+                build_directory=str(directory),
+            )
     except (OSError, RuntimeError, ImportError, subprocess.SubprocessError) as error:
         _logger.warning(
             "--token-tree attends in plain torch, which is slower, because its C++ kernel could "
@@ -41,6 +50,19 @@ def compiled_kernel() -> ModuleType | None:
         )
         return None
     return cast(ModuleType, module)
+
+
+@contextmanager
+def _build_directory() -> Iterator[Path]:
+    """Yields the folder to build in, which no other process uses meanwhile."""
+    python = f"py{sys.version_info.major}{sys.version_info.minor}"
+    directory = user_cache_path("adaseek") / "kernels" / f"{python}-torch{torch.__version__}"
+    directory.mkdir(parents=True, exist_ok=True)
+    with (directory / "building").open("w") as building:
+        fcntl.flock(building, fcntl.LOCK_EX)
+        # torch's own lock is a file that a killed build leaves behind, and then waits for ever.
+        (directory / "lock").unlink(missing_ok=True)
+        yield directory
 
 
 def tree_attention(
