@@ -11,7 +11,7 @@ from typing import Any, cast  # Any: entry points take and return what the user'
 
 from langchain_core.language_models import BaseChatModel
 
-from adaseek_langchain._interpose import ENTRY_POINTS, Find, wrapped
+from adaseek_langchain._entry_points import ENTRY_POINTS, Find, wrapped
 
 __all__ = ["is_tuned", "tuned"]
 

@@ -18,13 +18,8 @@ from adaseek.recipe import Demo, Recipe, Setting
 from adaseek.testing.loopback import LoopbackServer, Reply, echo
 from adaseek.workflow import ModelRef
 from adaseek_langchain import AdaSeekHook, _interpose, _plan, disable, enable
-from adaseek_langchain._interpose import (
-    ENTRY_POINTS,
-    install,
-    is_installed,
-    release,
-    uninstall,
-)
+from adaseek_langchain._entry_points import ENTRY_POINTS
+from adaseek_langchain._interpose import install, is_installed, release, uninstall
 from adaseek_langchain._route import is_inside
 from adaseek_langchain._seam import current_request
 from langchain_core.caches import InMemoryCache
