@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import json
 from collections.abc import Callable, Mapping
 from typing import Any  # Any: examples, predictions and metrics belong to the user
@@ -12,8 +11,10 @@ import dspy
 import httpx
 from adaseek._canonical import canonical_json, fingerprint
 from adaseek.cogs.base import Completion
-from adaseek.errors import AdaseekError, EndpointError, ExampleError, MetricError
-from adaseek.workflow import Example, ModelRef, Score, Trace
+from adaseek.errors import EndpointError, ExampleError, MetricError
+from adaseek.evaluation.base import Metric
+from adaseek.evaluation.scoring import num_positional
+from adaseek.workflow import Example, ModelRef, Trace
 from pydantic import BaseModel
 
 from adaseek_dspy._compat import BaseLM, usage_of
@@ -123,7 +124,7 @@ def _shown(raw: Any, limit: int = 80) -> str:
     return text if len(text) <= limit else text[: limit - 3] + "..."
 
 
-def core_metric(metric: Callable[..., Any]) -> Callable[[Example, Trace], Score]:
+def core_metric(metric: Callable[..., Any]) -> Metric:
     """Returns the user's DSPy metric over core types.
 
     Both of DSPy's forms are taken: `(example, prediction, trace=None)` and GEPA's
@@ -131,61 +132,22 @@ def core_metric(metric: Callable[..., Any]) -> Callable[[Example, Trace], Score]
     evaluation" (some metrics return a stricter yes or no when they are given a trace).
 
     Raises:
-        MetricError: if the metric cannot be called with two arguments; and, by the metric that is
-            returned, if it raises or returns something that is not a score.
+        MetricError: if the metric cannot be called with two arguments.
     """
-    num_missing = _num_required(metric) - 2
-
-    def scored(example: Example, trace: Trace) -> Score:
-        arguments = (example.raw, trace.output, *(None,) * max(0, num_missing))
-        try:
-            verdict = metric(*arguments)
-        except AdaseekError:
-            raise
-        except Exception as error:  # the user's own code: any exception means "no score"
-            raise MetricError(
-                f"The metric {_name(metric)} raised {type(error).__name__}: {error} "
-                f"(example {example.id})."
-            ) from error
-        return _score(verdict, metric)
-
-    return scored
-
-
-def _num_required(metric: Callable[..., Any]) -> int:
-    kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
-    try:
-        parameters = inspect.signature(metric).parameters.values()
-    except (TypeError, ValueError):
-        return 2  # a builtin without a signature
-    num_required = sum(p.kind in kinds and p.default is p.empty for p in parameters)
-    num_taken = sum(p.kind in kinds for p in parameters)
-    variadic = any(p.kind is p.VAR_POSITIONAL for p in parameters)
-    if num_required > 5 or (num_taken < 2 and not variadic):
+    num_required, num_taken = num_positional(metric)
+    name = getattr(metric, "__name__", type(metric).__name__)
+    if num_required > 5 or num_taken < 2:
         raise MetricError(
-            f"The metric {_name(metric)} takes {num_taken} arguments, but must take "
+            f"The metric `{name}` takes {max(num_required, num_taken)} arguments, but must take "
             "(example, prediction, trace=None) or (gold, pred, trace, pred_name, pred_trace)."
         )
-    return num_required
+    rest = (None,) * max(0, num_required - 2)
 
+    def scored(example: Example, trace: Trace) -> Any:
+        return metric(example.raw, trace.output, *rest)
 
-def _score(verdict: Any, metric: Callable[..., Any]) -> Score:
-    feedback = ""
-    if isinstance(verdict, dspy.Prediction | dspy.Example | Mapping):
-        feedback = str(verdict.get("feedback") or "")
-        verdict = verdict.get("score")
-    if hasattr(verdict, "item") and not isinstance(verdict, bool | int | float):
-        verdict = verdict.item()  # a numpy number
-    if not isinstance(verdict, bool | int | float) or verdict != verdict:
-        raise MetricError(
-            f"The metric {_name(metric)} returned {verdict!r}, but must return a bool, a number, "
-            "or dspy.Prediction(score=..., feedback=...)."
-        )
-    return Score(float(verdict), feedback)
-
-
-def _name(metric: Callable[..., Any]) -> str:
-    return getattr(metric, "__name__", type(metric).__name__)
+    scored.__name__ = name
+    return scored
 
 
 def complete(lm: Any, prompt: str, *, seed: int, max_tokens: int) -> Completion:

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-import inspect
 import json
+import math
 from collections.abc import Callable, Mapping
 from typing import Any  # Any: examples, outputs and metrics belong to the user
 
 import httpx
 from adaseek._canonical import fingerprint
 from adaseek.cogs.base import Completion
-from adaseek.errors import AdaseekError, EndpointError, ExampleError, MetricError
-from adaseek.workflow import Example, ModelRef, Score, Trace
+from adaseek.errors import EndpointError, ExampleError, MetricError
+from adaseek.evaluation.base import Metric
+from adaseek.evaluation.scoring import num_positional
+from adaseek.workflow import Example, ModelRef, Trace
 from langchain_core.language_models.chat_models import BaseChatModel
 from langchain_core.messages import HumanMessage
 from pydantic import SecretStr
@@ -97,68 +99,27 @@ def _shown(raw: Any, limit: int = 80) -> str:
     return text if len(text) <= limit else text[: limit - 3] + "..."
 
 
-def core_metric(metric: Callable[..., Any]) -> Callable[[Example, Trace], Score]:
+def core_metric(metric: Callable[..., Any]) -> Metric:
     """Returns the user's metric `(example, output)` or `(example, output, trace)` over core types.
 
     Raises:
-        MetricError: if the metric cannot be called with two arguments; and, by the metric that is
-            returned, if it raises or returns something that is not a score.
+        MetricError: if the metric cannot be called with two arguments.
     """
-    takes_trace = _num_positional(metric) >= 3
-
-    def scored(example: Example, trace: Trace) -> Score:
-        raw = example.raw if example.raw is not None else {**example.inputs, **example.labels}
-        arguments = (raw, trace.output, trace) if takes_trace else (raw, trace.output)
-        try:
-            verdict = metric(*arguments)
-        except AdaseekError:
-            raise
-        except Exception as error:  # the user's own code: any exception means "no score"
-            raise MetricError(
-                f"The metric {_name(metric)} raised {type(error).__name__}: {error} "
-                f"(example {example.id})."
-            ) from error
-        return _score(verdict, metric)
-
-    return scored
-
-
-def _num_positional(metric: Callable[..., Any]) -> int:
-    kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
-    try:
-        parameters = inspect.signature(metric).parameters.values()
-    except (TypeError, ValueError):
-        return 2  # a builtin without a signature
-    num_taken = sum(p.kind in kinds for p in parameters)
-    num_required = sum(p.kind in kinds and p.default is p.empty for p in parameters)
-    variadic = any(p.kind is p.VAR_POSITIONAL for p in parameters)
-    if num_required > 3 or (num_taken < 2 and not variadic):
+    num_required, num_taken = num_positional(metric)
+    name = getattr(metric, "__name__", type(metric).__name__)
+    if num_required > 3 or num_taken < 2:
         raise MetricError(
-            f"The metric {_name(metric)} takes {num_taken} arguments, but must take "
+            f"The metric `{name}` takes {max(num_required, num_taken)} arguments, but must take "
             "(example, output) or (example, output, trace)."
         )
-    return num_taken
+    takes_trace = 3 <= num_taken < math.inf
 
+    def scored(example: Example, trace: Trace) -> Any:
+        raw = example.raw if example.raw is not None else {**example.inputs, **example.labels}
+        return metric(raw, trace.output, trace) if takes_trace else metric(raw, trace.output)
 
-def _score(verdict: Any, metric: Callable[..., Any]) -> Score:
-    feedback = ""
-    if isinstance(verdict, Score):
-        return verdict
-    if isinstance(verdict, Mapping):
-        feedback = str(verdict.get("feedback") or verdict.get("comment") or "")
-        verdict = verdict.get("score")
-    if hasattr(verdict, "item") and not isinstance(verdict, bool | int | float):
-        verdict = verdict.item()  # a numpy number
-    if not isinstance(verdict, bool | int | float) or verdict != verdict:
-        raise MetricError(
-            f"The metric {_name(metric)} returned {verdict!r}, but must return a bool, a number, "
-            'or {"score": ..., "feedback": ...}.'
-        )
-    return Score(float(verdict), feedback)
-
-
-def _name(metric: Callable[..., Any]) -> str:
-    return getattr(metric, "__name__", type(metric).__name__)
+    scored.__name__ = name
+    return scored
 
 
 def complete(model: BaseChatModel, prompt: str, *, seed: int, max_tokens: int) -> Completion:

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 from adaseek.errors import EndpointError, ExampleError, MetricError
+from adaseek.evaluation.scoring import score_run
 from adaseek.testing.loopback import LoopbackServer, Reply
 from adaseek.workflow import Example, ModelRef, Score, Trace
 
@@ -99,30 +100,31 @@ class Callable5:
 def test_both_forms_of_a_metric_are_taken(metric: Any, expected: Score | None) -> None:
     wrapped = core_metric(metric)
     if expected is not None:
-        assert wrapped(EXAMPLE, TRACE) == expected
+        assert score_run(wrapped, EXAMPLE, TRACE) == expected
     else:
         raw = dspy.Example(question="?", answer="x").with_inputs("question")
         trace = Trace(output=dspy.Prediction(answer="X"))
-        assert wrapped(core_example(raw), trace) == Score(1.0)
+        assert score_run(wrapped, core_example(raw), trace) == Score(1.0)
 
 
 def test_a_numpy_number_is_a_score() -> None:
     numpy = pytest.importorskip("numpy")
-    assert core_metric(lambda e, p: numpy.float64(0.5))(EXAMPLE, TRACE) == Score(0.5)
+    metric = core_metric(lambda e, p: numpy.float64(0.5))
+    assert score_run(metric, EXAMPLE, TRACE) == Score(0.5)
 
 
 @pytest.mark.parametrize("verdict", [None, "good", [1], float("nan"), {"feedback": "x"}])
 def test_what_is_no_score_is_refused(verdict: Any) -> None:
-    with pytest.raises(MetricError, match="must return a bool, a number"):
-        core_metric(lambda e, p: verdict)(EXAMPLE, TRACE)
+    with pytest.raises(MetricError, match="must return a bool, a finite number"):
+        score_run(core_metric(lambda e, p: verdict), EXAMPLE, TRACE)
 
 
 def test_a_metric_that_raises_is_named() -> None:
     def exact(example: Any, prediction: Any) -> bool:
         return bool(prediction.missing == example.a)
 
-    with pytest.raises(MetricError, match=r"exact raised AttributeError.*missing"):
-        core_metric(exact)(EXAMPLE, TRACE)
+    with pytest.raises(MetricError, match=r"`exact` raised AttributeError.*missing"):
+        score_run(core_metric(exact), EXAMPLE, TRACE)
 
 
 @pytest.mark.parametrize("metric", [lambda: 1.0, lambda e: 1.0, lambda a, b, c, d, e, f: 1.0])
@@ -190,4 +192,4 @@ def test_something_else_than_a_model_is_said_to_be_none() -> None:
 
 def test_an_example_of_the_core_needs_no_framework_object() -> None:
     metric = core_metric(lambda example, pred: example is None)
-    assert metric(Example("id", {}), TRACE) == Score(1.0)
+    assert score_run(metric, Example("id", {}), TRACE) == Score(1.0)

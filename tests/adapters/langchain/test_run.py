@@ -11,6 +11,7 @@ from typing import Any, TypedDict
 import pytest
 from adaseek.errors import ConfigurationError, ExampleError, MetricError
 from adaseek.evaluation.base import CallRecord, RunContext
+from adaseek.evaluation.scoring import score_run
 from adaseek.plugins import load_plugins
 from adaseek.program import Program
 from adaseek.recipe import Demo, Ensemble, Recipe, Setting
@@ -364,9 +365,10 @@ def test_metric_gets_the_users_own_example_and_output(server: LoopbackServer) ->
         told.extend((example, output))
         return {"score": True, "feedback": "good"}
 
-    score = bound(chain(server)).metric(metric)(Example("1", {}, raw=RAW), Trace(output="out"))
+    scored = bound(chain(server)).metric(metric)
+    score = score_run(scored, Example("1", {}, raw=RAW), Trace(output="out"))
     assert told == [RAW, "out"]
-    assert (score.value, score.feedback) == (1.0, "good")  # type: ignore[union-attr]
+    assert (score.value, score.feedback) == (1.0, "good")
 
 
 def test_metric_that_takes_one_argument_is_refused(server: LoopbackServer) -> None:

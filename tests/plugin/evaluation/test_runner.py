@@ -22,7 +22,7 @@ from adaseek.evaluation.journal import Journal
 from adaseek.evaluation.limits import Ledger, Limits
 from adaseek.evaluation.retry import Retry
 from adaseek.evaluation.runner import RunInterrupted, Runner
-from adaseek.evaluation.scoring import to_score
+from adaseek.evaluation.scoring import score_run, to_score
 from adaseek.events import Event, Progress
 from adaseek.recipe import Recipe
 from adaseek.workflow import Call, Example, Score, Trace, Usage
@@ -255,6 +255,8 @@ class Verdict:
         (Score(0.5, "why"), Score(0.5, "why")),
         (Verdict(True), Score(1.0)),
         (Verdict(0.5, "so"), Score(0.5, "so")),
+        ({"score": 0.5, "comment": "so"}, Score(0.5, "so")),
+        (np.array([0.5]), Score(0.5)),
     ],
 )
 def test_scores_of_many_kinds_are_accepted(value: object, expected: Score) -> None:
@@ -262,7 +264,18 @@ def test_scores_of_many_kinds_are_accepted(value: object, expected: Score) -> No
 
 
 @pytest.mark.parametrize(
-    "value", [None, "0.5", float("nan"), float("inf"), [1.0], Verdict("high"), Score(float("nan"))]
+    "value",
+    [
+        None,
+        "0.5",
+        float("nan"),
+        float("inf"),
+        [1.0],
+        Verdict("high"),
+        Score(float("nan")),
+        {},
+        np.ones(2),
+    ],
 )
 def test_what_is_no_score_names_metric_example_and_value(value: object) -> None:
     with pytest.raises(MetricError) as caught:
@@ -271,6 +284,14 @@ def test_what_is_no_score_names_metric_example_and_value(value: object) -> None:
     assert "`exact_match`" in message
     assert "e7" in message
     assert repr(value)[:20] in message
+
+
+def test_a_limit_that_a_metrics_own_call_meets_is_no_bug_of_the_metric() -> None:
+    def judged(example: Example, trace: Trace) -> float:
+        raise BudgetExhaustedError("no more")
+
+    with pytest.raises(BudgetExhaustedError):
+        score_run(judged, Example("1", {}), Trace())
 
 
 def test_adapter_that_raises_is_not_hidden(journal: Journal, task: MakeTask) -> None:
