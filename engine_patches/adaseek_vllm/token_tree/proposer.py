@@ -36,7 +36,7 @@ class TreeProposer:
 
     def propose(self, *_args: object, **_kwargs: object) -> list[list[int]]:
         """vLLM wants this method to be there; AdaSeek's runner calls `draft` in its place."""
-        raise NotImplementedError("TreeProposer needs AdaSeek's worker: start with --token-tree")
+        raise RuntimeError("TreeProposer needs AdaSeek's worker: start vLLM with --token-tree")
 
     def draft(self, requests: Sequence[DraftRequest]) -> list[TreeTokens]:
         """Returns a tree for each request; an empty one while its prompt is still being read."""
