@@ -206,6 +206,8 @@ def _tuning(carrier: Carrier) -> Tuning:
     tuning: Tuning | None = vars(carrier).get(_TUNING)
     if tuning is None or tuning.recipe is not carrier.recipe:
         models = Models(carrier.models)
-        tuning = Tuning(carrier.recipe, models, carrier.rewards, carrier.step, needs_all=False)
+        tuning = Tuning(
+            carrier.recipe, models, carrier.rewards, carrier.step, needs_all=carrier.needs_all
+        )
         setattr(carrier, _TUNING, tuning)
     return tuning

@@ -79,6 +79,8 @@ def _trace(hook: AdaSeekHook, output: Any, error: Exception | None, name: str) -
 class _RunHook(AdaSeekHook):
     """The hook of one workflow run: its models answer from the memo, or ask through the gate."""
 
+    needs_all = True
+
     def __init__(self, recipe: Recipe, workflow: Workflow, context: RunContext) -> None:
         super().__init__(recipe, models=context.models, rewards=context.rewards, workflow=workflow)
         self._recorder = Recorder(1000, context.price, adopts=True)

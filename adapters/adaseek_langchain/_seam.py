@@ -106,6 +106,9 @@ class Carrier(BaseCallbackHandler):
 
     run_inline = True  # else async programs run sync handlers in other threads, out of order
 
+    needs_all = False
+    """Whether a failed member fails its ensemble: true of trials, which must not hide an outage."""
+
     @property
     @abstractmethod
     def recipe(self) -> Recipe:

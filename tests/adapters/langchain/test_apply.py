@@ -21,7 +21,7 @@ from adaseek.testing.loopback import LoopbackServer, Reply, echo
 from adaseek.workflow import ModelRef, Workflow
 from adaseek_langchain import AdaSeekHook, AdaSeekMiddleware, apply, disable, enable
 from adaseek_langchain._copying import copy_with_models
-from adaseek_langchain._interpose import is_installed
+from adaseek_langchain._interpose import is_installed, uninstall
 from adaseek_langchain._tuned import is_tuned, tuned
 from langchain.agents import create_agent
 from langchain_core.language_models import BaseChatModel
@@ -203,6 +203,7 @@ def test_applying_changes_nothing_of_the_original(server: LoopbackServer, build:
 def test_nothing_is_patched(server: LoopbackServer, build: Any) -> None:
     program = build(server)
     workflow = seen(server, program)
+    uninstall()  # a hook of an earlier test may still be waiting for the garbage collector
     before = dict(vars(BaseChatModel))
     apply(program, marking(workflow), workflow=workflow).invoke(GIVEN)
     assert dict(vars(BaseChatModel)) == before

@@ -182,6 +182,14 @@ def test_members_of_an_ensemble_are_separate_draws(server: LoopbackServer) -> No
     assert trace.usage.requests == 3
 
 
+def test_a_failed_member_of_an_ensemble_fails_the_trial(server: LoopbackServer) -> None:
+    turns = iter([Reply("no such thing", status=400)])
+    server.answer = lambda body: next(turns, echo(body))
+    trace = run(chain(server), Recipe({"2.lm": Setting(ensemble=Ensemble(3, "majority"))}))
+    assert len(server.requests) == 3
+    assert trace.error is not None and "no such thing" in trace.error
+
+
 def test_every_real_request_goes_through_the_gate(server: LoopbackServer) -> None:
     gate = CountingGate()
     context = RunContext(memo=Memo(), gate=gate)
