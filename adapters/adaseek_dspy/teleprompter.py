@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, TypedDict, Unpack  # Any: DSPy is untyped
+from typing import Any  # Any: DSPy is untyped
 
 import dspy
 from adaseek.cogs.base import Cog
-from adaseek.errors import ConfigurationError, choices, require
+from adaseek.errors import ConfigurationError, require
 from adaseek.events import Event
 from adaseek.search.base import Constraint
 from adaseek.tuner import Tuner
@@ -21,28 +21,6 @@ from adaseek_dspy._convert import model_reference
 from adaseek_dspy._translate import is_program
 
 __all__ = ["AdaSeek"]
-
-
-class TunerSettings(TypedDict, total=False):
-    """The arguments that `AdaSeek` hands to `adaseek.tuner.Tuner` as they are."""
-
-    objectives: Sequence[str] | None
-    constraints: Sequence[Constraint] | None
-    cogs: Sequence[Cog] | None
-    prices: Mapping[str, Mapping[str, float]] | None
-    seed: int
-    concurrency: Mapping[str, int] | None
-    journal: str | None
-    max_cost_usd: float | None
-    max_tokens: int | None
-    max_seconds: float | None
-    timeout_s: float | None
-    failure_score: float
-    score_span: float
-    sampler: BaseSampler | None
-    storage: BaseStorage | None
-    plugins: Sequence[object]
-    verbose: bool
 
 
 class AdaSeek(Teleprompter):  # type: ignore[misc]  # DSPy is untyped
@@ -75,15 +53,31 @@ class AdaSeek(Teleprompter):  # type: ignore[misc]  # DSPy is untyped
         auto: str | None = None,
         budget: int | None = None,
         models: Sequence[Any] = (),
+        objectives: Sequence[str] | None = None,
+        constraints: Sequence[Constraint] | None = None,
+        cogs: Sequence[Cog] | None = None,
+        prices: Mapping[str, Mapping[str, float]] | None = None,
         prompt_model: Any = None,
         rewards: Mapping[str, Callable[..., Any]] | None = None,
+        seed: int = 0,
         num_threads: int | None = None,
+        concurrency: Mapping[str, int] | None = None,
         run_dir: str | os.PathLike[str] | None = None,
         log_dir: str | os.PathLike[str] | None = None,
+        journal: str | None = None,
+        max_cost_usd: float | None = None,
+        max_tokens: int | None = None,
+        max_seconds: float | None = None,
         max_errors: int | None = None,
+        timeout_s: float | None = None,
+        failure_score: float = 0.0,
+        score_span: float = 1.0,
+        sampler: BaseSampler | None = None,
+        storage: BaseStorage | None = None,
+        plugins: Sequence[object] = (),
         callbacks: Sequence[Callable[[Event], None]] = (),
         track_stats: bool = True,
-        **others: Unpack[TunerSettings],
+        verbose: bool = True,
     ) -> None:
         super().__init__()
         require(
@@ -93,7 +87,6 @@ class AdaSeek(Teleprompter):  # type: ignore[misc]  # DSPy is untyped
             "is another name of run_dir",
             cure="Give one of them.",
         )
-        _check_known(others)
         self.track_stats = track_stats
         self.prompt_model = prompt_model
         self.models = list(models)
@@ -102,12 +95,28 @@ class AdaSeek(Teleprompter):  # type: ignore[misc]  # DSPy is untyped
             auto=auto,
             budget=budget,
             models=self.models,
+            objectives=objectives,
+            constraints=constraints,
+            cogs=cogs,
+            prices=prices,
             rewards=dict(rewards or {}),
+            seed=seed,
             num_threads=_either(num_threads, dspy.settings.get("num_threads"), 8),
+            concurrency=concurrency,
             run_dir=run_dir if run_dir is not None else log_dir,
+            journal=journal,
+            max_cost_usd=max_cost_usd,
+            max_tokens=max_tokens,
+            max_seconds=max_seconds,
             max_errors=_either(max_errors, dspy.settings.get("max_errors"), 10),
+            timeout_s=timeout_s,
+            failure_score=failure_score,
+            score_span=score_span,
+            sampler=sampler,
+            storage=storage,
+            plugins=plugins,
             listeners=tuple(callbacks),
-            **others,
+            verbose=verbose,
         )
 
     def compile(
@@ -175,17 +184,6 @@ class AdaSeek(Teleprompter):  # type: ignore[misc]  # DSPy is untyped
             return self.prompt_model
         own = [p.lm for p in student.predictors() if p.lm is not None]
         return dspy.settings.lm or next(iter(own), None)
-
-
-def _check_known(others: TunerSettings) -> None:
-    known = TunerSettings.__annotations__
-    unknown = sorted(name for name in others if name not in known)
-    require(
-        not unknown,
-        "AdaSeek(...)",
-        unknown,
-        f"takes no such arguments; besides those of its signature it takes {choices(known)}",
-    )
 
 
 def _either(*values: int | None) -> int:

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 from adaseek.evaluation.base import RunContext
+from adaseek.evaluation.scoring import score_run
 from adaseek.plugins import load_plugins
 from adaseek.recipe import Recipe, Setting
 from adaseek.workflow import ModelRef, Trace
@@ -42,7 +43,7 @@ def test_a_program_goes_through_every_hook(hook: Any, two_steps: Any, lm: Any) -
         obj=two_steps, workflow=workflow, recipe=recipe, example=example, context=RunContext()
     )
     metric = hook.adaseek_metric(obj=two_steps, metric=lambda e, p, t=None: e.y == p.y)
-    assert metric(example, trace).value == 1.0
+    assert score_run(metric, example, trace).value == 1.0
     tuned = hook.adaseek_apply(
         obj=two_steps, workflow=workflow, recipe=recipe, models={}, rewards={}
     )
