@@ -48,7 +48,7 @@ class Reply:
 
 @dataclass(frozen=True)
 class RecordedRequest:
-    """One request as it arrived, and the usage that it was billed."""
+    """One request as it arrived, its headers by lower-case name, and the usage it was billed."""
 
     path: str
     headers: Mapping[str, str]
@@ -181,7 +181,8 @@ def _handler(server: LoopbackServer) -> type[BaseHTTPRequestHandler]:
             reply = server.answer(body)
             num_answers = body.get("n") or 1
             usage = _usage(body, reply, num_answers) if reply.status == 200 else {}
-            server._record(RecordedRequest(self.path, dict(self.headers), raw, usage))
+            headers = {name.lower(): value for name, value in self.headers.items()}
+            server._record(RecordedRequest(self.path, headers, raw, usage))
             if reply.delay_s:
                 time.sleep(reply.delay_s)
             if reply.status != 200:

@@ -101,7 +101,7 @@ def test_a_model_that_is_not_given_is_made_from_the_steps_own(
 ) -> None:
     tuned = apply(dspy.Predict("q -> a"), only(model=ModelRef("openai/m2", server.url)))
     tuned(q="?")
-    assert server.requests[0].headers["Authorization"] == "Bearer secret-key"
+    assert server.requests[0].headers["authorization"] == "Bearer secret-key"
     assert server.bodies[0]["model"] == "m2"
 
 

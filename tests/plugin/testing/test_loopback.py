@@ -26,7 +26,7 @@ def post(server: LoopbackServer, body: Any, **headers: str) -> httpx.Response:
 
 
 def test_it_answers_and_bills_what_it_recorded(server: LoopbackServer) -> None:
-    answer = post(server, HELLO, authorization="Bearer k").json()
+    answer = post(server, HELLO, Authorization="Bearer k").json()
     assert answer["choices"][0]["message"]["content"] == "echo[m]: hello there"
     (request,) = server.requests
     assert request.body == HELLO
