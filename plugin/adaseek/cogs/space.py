@@ -75,10 +75,11 @@ class OptionTable:
 
     knobs: Mapping[str, Knob] = field(default_factory=dict)
     refused: tuple[Refusal, ...] = ()
-    _recipes: dict[frozenset[tuple[str, str]], Recipe] = field(
+    _recipes: dict[tuple[object, ...], Recipe] = field(
         default_factory=dict, repr=False, compare=False
     )
-    """Recipes made so far. Shared with the tables grown from this one: growing changes none."""
+    """Recipes made so far, by the number of dimensions set and the option of each. Shared with
+    the tables grown from this one: growing changes none."""
 
     def option(self, dimension: str, key: str) -> Option:
         """Returns the option `key` of `dimension`.
@@ -106,7 +107,7 @@ class OptionTable:
         Raises:
             ConfigurationError: if `config` names an unknown dimension or option.
         """
-        key = frozenset(config.items())
+        key = (len(config), *map(config.get, self.knobs))
         if key not in self._recipes:
             self._recipes[key] = self._made(config)
         return self._recipes[key]

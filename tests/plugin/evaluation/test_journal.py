@@ -371,3 +371,14 @@ def test_postgresql_keeps_outcomes_and_locks_out_a_second_writer(
         for thread in threads:
             thread.join()
         assert journal.count() == 9
+
+
+def test_many_tasks_are_looked_up_at_once(tmp_path: Path, task: Callable[..., Task]) -> None:
+    tasks = [task(i) for i in range(1200)]  # more than one statement may name
+    with Journal.open(tmp_path / "j.db", identity=IDENTITY) as journal:
+        for one in tasks[::100]:
+            journal.record(outcome(one), one)
+        found = journal.find_all([one.key for one in tasks])
+        assert set(found) == {one.key for one in tasks[::100]}
+        assert all(found[key] == journal.find(key) for key in found)
+        assert journal.find_all([]) == {}
