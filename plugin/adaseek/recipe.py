@@ -15,7 +15,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args  # Any: demos and parameters hold JSON values
 
-from adaseek._canonical import fingerprint
+from adaseek._canonical import canonical_json, text_fingerprint
 from adaseek.errors import ConfigurationError, RecipeMismatchError, choices, require
 from adaseek.workflow import ModelRef, Step, Workflow
 
@@ -99,6 +99,11 @@ class Setting:
     @property
     def is_empty(self) -> bool:
         return all(getattr(self, f.name) is None for f in fields(self))
+
+    @cached_property
+    def text(self) -> str:
+        """The canonical JSON of the fields that are set."""
+        return canonical_json(self.to_json())
 
     def merge(self, other: Setting) -> Setting:
         """Returns this setting with every field that `other` sets taken from `other`.
@@ -203,7 +208,8 @@ class Recipe:
     @cached_property
     def fingerprint(self) -> str:
         """Hash of the settings alone: equal recipes behave equally on the same workflow."""
-        return fingerprint({step: s.to_json() for step, s in self.settings.items()}, length=32)
+        settings = (f"{canonical_json(step)}:{s.text}" for step, s in self.settings.items())
+        return text_fingerprint(f"{{{','.join(settings)}}}", length=32)
 
     def setting(self, step: str) -> Setting:
         """Returns the setting of `step`, an empty one if the recipe leaves it alone."""
