@@ -317,3 +317,16 @@ def test_fingerprint_is_that_of_the_settings_as_json(recipe: Recipe) -> None:
     # Journals keep outcomes by it, so it must never change between versions.
     body = {step: setting.to_json() for step, setting in recipe.settings.items()}
     assert recipe.fingerprint == fingerprint(body, length=32)
+
+
+def test_a_file_that_is_no_text_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "recipe.json"
+    path.write_bytes(b"\x89PNG\xff\xfe")
+    with pytest.raises(ConfigurationError, match="is not JSON"):
+        Recipe.load(path)
+
+
+def test_a_file_that_cannot_be_read_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "recipe.json").mkdir()
+    with pytest.raises(ConfigurationError, match=r"recipe\.json cannot be read"):
+        Recipe.load(tmp_path)
