@@ -18,8 +18,10 @@ from typing import Any  # Any: scores and files hold JSON values
 from adaseek._canonical import canonical_json, text_fingerprint
 from adaseek.errors import ConfigurationError, RecipeMismatchError, choices
 from adaseek.setting import (
+    Aggregate,
     Demo,
     Ensemble,
+    Reasoning,
     Setting,
     check_shape,
     member_id,
@@ -28,7 +30,17 @@ from adaseek.setting import (
 )
 from adaseek.workflow import Step, Workflow
 
-__all__ = ["SCHEMA_VERSION", "Demo", "Ensemble", "Recipe", "Setting", "member_id", "owner_id"]
+__all__ = [
+    "SCHEMA_VERSION",
+    "Aggregate",
+    "Demo",
+    "Ensemble",
+    "Reasoning",
+    "Recipe",
+    "Setting",
+    "member_id",
+    "owner_id",
+]
 
 SCHEMA_VERSION = 1
 """Version of the JSON layout; raised when an older reader would misread a newer file."""

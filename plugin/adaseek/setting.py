@@ -12,7 +12,17 @@ from adaseek._canonical import canonical_json
 from adaseek.errors import ConfigurationError, choices, require
 from adaseek.workflow import ModelRef
 
-__all__ = ["Demo", "Ensemble", "Setting", "check_shape", "member_id", "owner_id", "shortened"]
+__all__ = [
+    "Aggregate",
+    "Demo",
+    "Ensemble",
+    "Reasoning",
+    "Setting",
+    "check_shape",
+    "member_id",
+    "owner_id",
+    "shortened",
+]
 
 Value = TypeVar("Value")
 
