@@ -265,9 +265,10 @@ class Journal:
             if bodies:
                 connection.execute(self._statements.put_recipe, bodies)
             rows = [{**e.row, "run_id": self._run_id, "sequence": e.sequence} for e in entries]
-            for row in rows:
-                if row["sequence"] is None:
-                    row["sequence"] = self._count(connection)
+            if any(e.sequence is None for e in entries):
+                after = self._count(connection)
+                for index, row in enumerate(rows):
+                    row["sequence"] = after + index if row["sequence"] is None else row["sequence"]
             connection.execute(self._statements.record, rows)
         self._stored_recipes |= fresh
 
