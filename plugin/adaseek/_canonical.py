@@ -6,7 +6,7 @@ import hashlib
 import json
 from typing import Any  # JSON values have no narrower type
 
-__all__ = ["canonical_json", "fingerprint"]
+__all__ = ["canonical_json", "fingerprint", "text_fingerprint"]
 
 
 def canonical_json(value: Any) -> str:
@@ -23,5 +23,9 @@ def canonical_json(value: Any) -> str:
 
 def fingerprint(value: Any, *, length: int = 16) -> str:
     """Returns the first `length` hex digits of the SHA-256 of the canonical JSON of `value`."""
-    digest = hashlib.sha256(canonical_json(value).encode()).hexdigest()
-    return digest[:length]
+    return text_fingerprint(canonical_json(value), length=length)
+
+
+def text_fingerprint(text: str, *, length: int = 16) -> str:
+    """Returns the fingerprint of the value whose canonical JSON is `text`."""
+    return hashlib.sha256(text.encode()).hexdigest()[:length]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any  # Any: JSON values
@@ -20,7 +20,7 @@ FEWEST_PAIRS = 5
 """Fewer pairs than this support no claim: their spread cannot be told from luck."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Estimate:
     """A mean over `num` examples with the bounds of its 95% confidence interval."""
 
@@ -33,7 +33,7 @@ class Estimate:
         return f"{self.mean:.3g} [{self.low:.3g}, {self.high:.3g}]"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Candidate:
     """One evaluated config.
 
@@ -114,7 +114,7 @@ class TuningResult:
     spending: Spending
     improvement: Mapping[str, Estimate] = field(default_factory=dict)
     importance: Mapping[str, float] = field(default_factory=dict)
-    events: tuple[Mapping[str, Any], ...] = ()
+    events: Sequence[Mapping[str, Any]] = ()
     ended: str = "budget"
     seed: int = 0
     run_dir: str = ""
@@ -169,17 +169,22 @@ class TuningResult:
 
     def to_json(self) -> dict[str, Any]:
         """Returns this result as JSON values."""
+        body = self._body()
+        return {k: list(v) if isinstance(v, Iterator) else v for k, v in body.items()}
+
+    def _body(self) -> dict[str, Any]:
+        """Returns what `to_json` does, with iterators in place of the two long lists."""
         return {
             "workflow": self.workflow.to_json(),
             "objectives": list(self.objectives),
             "original": self.original.name,
             "recommended": self.recommended.name,
-            "candidates": [_candidate_json(c) for c in self.candidates],
+            "candidates": map(_candidate_json, self.candidates),
             "verdict": self.verdict,
             "spending": asdict(self.spending),
             "improvement": {k: asdict(v) for k, v in self.improvement.items()},
             "importance": dict(self.importance),
-            "events": list(self.events),
+            "events": iter(self.events),
             "ended": self.ended,
             "seed": self.seed,
             "run_dir": self.run_dir,
@@ -209,7 +214,8 @@ class TuningResult:
         """Writes `result.json` into `run_dir` in one step and returns its path."""
         target = Path(run_dir) / RESULT_FILE
         partial = target.with_suffix(".part")
-        partial.write_text(json.dumps(self.to_json(), ensure_ascii=False), encoding="utf-8")
+        with partial.open("w", encoding="utf-8") as file:
+            file.writelines(_json_pieces(self._body()))
         return partial.replace(target)
 
     @classmethod
@@ -226,6 +232,24 @@ class TuningResult:
                 "Name the folder of a run that has ended, or start that run again to finish it."
             )
         return cls.from_json(json.loads(file.read_text(encoding="utf-8")))
+
+
+def _json_pieces(body: Mapping[str, Any]) -> Iterator[str]:
+    """Yields the JSON text of `body`; of an iterator in it, one item at a time."""
+    for key, value in body.items():
+        yield f"{'{' if key == next(iter(body)) else ', '}{_json(key)}: "
+        if not isinstance(value, Iterator):
+            yield _json(value)
+            continue
+        yield "["
+        for index, item in enumerate(value):
+            yield f"{', ' if index else ''}{_json(item)}"
+        yield "]"
+    yield "}"
+
+
+def _json(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False)
 
 
 def _preference(candidate: Candidate) -> tuple[float, float, float]:

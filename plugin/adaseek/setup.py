@@ -15,8 +15,7 @@ from typing import Any  # Any: programs and examples are the framework's own
 import numpy as np
 import optuna
 import pluggy
-from optuna.storages import BaseStorage, JournalStorage
-from optuna.storages.journal import JournalFileBackend
+from optuna.storages import BaseStorage
 from platformdirs import user_state_path
 
 from adaseek.cogs.space import OptionTable
@@ -24,6 +23,7 @@ from adaseek.errors import ConfigurationError, require
 from adaseek.evaluation.pricing import PriceTable
 from adaseek.program import ModelMenu, Program
 from adaseek.search.base import Space
+from adaseek.search.study_log import StudyLog
 from adaseek.tuning import Split
 from adaseek.workflow import Example, ModelRef, Usage
 
@@ -129,9 +129,7 @@ def fresh_storage(folder: Path) -> BaseStorage:
 
     A resumed run replays its trials from the journal, so an old file is of no use.
     """
-    file = folder / "optuna.log"
-    file.unlink(missing_ok=True)
-    return JournalStorage(JournalFileBackend(str(file)))
+    return StudyLog(folder / "optuna.log")
 
 
 @contextmanager

@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import Any  # Any: JSON values of events
 
 import numpy as np
 from numpy.typing import NDArray
@@ -89,7 +88,7 @@ class TuningRun:
         self._seed = seed
         self._listeners = listeners
         self._evidence = Evidence()
-        self._events: list[dict[str, Any]] = []
+        self._events = events.EventLog()
         self._phases: dict[str, int] = {}
         self._calls = _CallCount()
         self._num_runs = 0
@@ -183,7 +182,7 @@ class TuningRun:
                 num_memo_calls=self._calls.memo,
                 seconds=seconds,
             ),
-            events=tuple(self._events),
+            events=self._events,
             ended=self.ended,
             seed=self._seed,
             run_dir=run_dir,
@@ -344,12 +343,7 @@ class TuningRun:
 
     def _tell(self, event: events.Event) -> None:
         if not isinstance(event, events.Progress):
-            body = {
-                "type": type(event).__name__,
-                **asdict(event),
-                "num_runs_so_far": self._num_runs,
-            }
-            self._events.append(json.loads(json.dumps(body)))
+            self._events.add(event, num_runs=self._num_runs)
         for listener in self._listeners:
             listener(event)
 

@@ -104,7 +104,7 @@ class Step:
     blocked: Mapping[str, str] = field(default_factory=dict)
     dynamic: bool = False
 
-    @property
+    @cached_property
     def fingerprint(self) -> str:
         """Hash of what a recipe relies on: kind, instructions, field names and types, tools."""
         signature = self.signature
@@ -154,7 +154,7 @@ class Workflow:
         # A plain dict: a mappingproxy can be neither pickled nor deep-copied.
         object.__setattr__(self, "steps", dict(self.steps))
 
-    @property
+    @cached_property
     def fingerprint(self) -> str:
         """Hash of framework, step ids and step fingerprints; dynamic steps are left out."""
         static = {s.id: s.fingerprint for s in self.steps.values() if not s.dynamic}

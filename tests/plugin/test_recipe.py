@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from adaseek._canonical import fingerprint
 from adaseek.errors import ConfigurationError, RecipeMismatchError
 from adaseek.recipe import (
     SCHEMA_VERSION,
@@ -309,3 +310,23 @@ def test_the_owner_of_a_member_is_its_step(step: str, member: int | str) -> None
 def test_members_have_distinct_ids(one: str, two: str, i: int, j: int) -> None:
     assume((one, i) != (two, j))
     assert member_id(one, i) != member_id(two, j)
+
+
+@given(recipes)
+def test_fingerprint_is_that_of_the_settings_as_json(recipe: Recipe) -> None:
+    # Journals keep outcomes by it, so it must never change between versions.
+    body = {step: setting.to_json() for step, setting in recipe.settings.items()}
+    assert recipe.fingerprint == fingerprint(body, length=32)
+
+
+def test_a_file_that_is_no_text_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "recipe.json"
+    path.write_bytes(b"\x89PNG\xff\xfe")
+    with pytest.raises(ConfigurationError, match="is not JSON"):
+        Recipe.load(path)
+
+
+def test_a_file_that_cannot_be_read_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "recipe.json").mkdir()
+    with pytest.raises(ConfigurationError, match=r"recipe\.json cannot be read"):
+        Recipe.load(tmp_path)

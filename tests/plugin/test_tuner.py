@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import random
 import signal
@@ -161,6 +162,8 @@ def test_run_without_folder_keeps_its_journal(monkeypatch, tmp_path):
     result = tuner(budget=120).tune(ScriptedProgram(helpful), trainset=TRAIN, valset=VAL)
     assert Path(result.run_dir).is_relative_to(tmp_path)
     assert TuningResult.load(result.run_dir).to_json() == result.to_json()
+    written = (Path(result.run_dir) / "result.json").read_text(encoding="utf-8")
+    assert written == json.dumps(result.to_json(), ensure_ascii=False)
     assert Recipe.load(result.run_dir).fingerprint == result.recipe.fingerprint
 
 

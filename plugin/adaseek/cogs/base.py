@@ -6,7 +6,7 @@ framework objects, so it works in every framework.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol, runtime_checkable  # Any: examples hold the user's data
 
@@ -57,13 +57,17 @@ class Proposer(Protocol):
 class Run:
     """One finished workflow run, as evidence for a dynamic cog.
 
-    `recipe` is what ran (the demos of `example` already left out).
+    Attributes:
+        recipe: what ran (the demos of `example` already left out).
+        derived: what cogs have worked out from this run, under keys that begin with the cog's
+            name: a cog is asked after each chunk of configs, mostly about runs it has seen.
     """
 
     recipe: Recipe
     example: Example
     trace: Trace
     score: Score
+    derived: dict[Hashable, Any] = field(default_factory=dict, compare=False, repr=False)
 
 
 @dataclass(frozen=True)
@@ -77,6 +81,8 @@ class CogContext:
         proposer: the proposal model, or None if the user gave none.
         seed: the run's seed.
         rewards: names of the reward functions that `best_of` may use.
+        derived: what cogs have worked out from the rest, under keys that begin with the cog's
+            name; as long-lived as the tuning run.
     """
 
     workflow: Workflow
@@ -85,6 +91,7 @@ class CogContext:
     proposer: Proposer | None = None
     seed: int = 0
     rewards: Mapping[str, Any] = field(default_factory=dict)
+    derived: dict[Hashable, Any] = field(default_factory=dict, compare=False, repr=False)
 
 
 @runtime_checkable

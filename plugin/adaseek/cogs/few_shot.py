@@ -91,7 +91,10 @@ class FewShotCog:
     ) -> Sequence[Option]:
         harvested = _best(_harvested(step, _good(train_runs(runs, context))))
         sets = self._sets([c for c in harvested if c.size <= self.max_characters])
-        known = [option.setting.demos or () for option in (*self.options(step, context), *added)]
+        key = (self.name, "options", step.id, self)
+        if key not in context.derived:
+            context.derived[key] = self.options(step, context)
+        known = [option.setting.demos or () for option in (*context.derived[key], *added)]
         fresh = [
             _option(f"bootstrapped-{size}", demos)
             for size, demos in sets
@@ -126,12 +129,21 @@ def _labelled(step: Step, context: CogContext) -> list[_Candidate]:
 def _harvested(step: Step, runs: Iterable[Run]) -> list[_Candidate]:
     found = []
     for run in runs:
-        calls = usable_calls(step, run.trace)
-        if calls:
-            call = _pick(calls, run.example)
-            values = {**call.inputs, **call.outputs}
-            found.append(_candidate(step, values, run.example, score=run.score.value))
+        key = ("few_shot", step.id)
+        if key not in run.derived:
+            run.derived[key] = _harvest(step, run)
+        found.append(run.derived[key])
     return [candidate for candidate in found if candidate is not None]
+
+
+def _harvest(step: Step, run: Run) -> _Candidate | None:
+    """Returns what `run` shows of `step` as a candidate, None if it shows nothing usable."""
+    calls = usable_calls(step, run.trace)
+    if not calls:
+        return None
+    call = _pick(calls, run.example)
+    values = {**call.inputs, **call.outputs}
+    return _candidate(step, values, run.example, score=run.score.value)
 
 
 def _pick(calls: Sequence[Call], example: Example) -> Call:

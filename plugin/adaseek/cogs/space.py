@@ -75,10 +75,15 @@ class OptionTable:
 
     knobs: Mapping[str, Knob] = field(default_factory=dict)
     refused: tuple[Refusal, ...] = ()
-    _recipes: dict[frozenset[tuple[str, str]], Recipe] = field(
+    _recipes: dict[tuple[object, ...], Recipe] = field(
         default_factory=dict, repr=False, compare=False
     )
-    """Recipes made so far. Shared with the tables grown from this one: growing changes none."""
+    """Recipes made so far, by the number of dimensions set and the option of each. Shared with
+    the tables grown from this one: growing changes none."""
+    _settings: dict[tuple[tuple[str, str], ...], Setting] = field(
+        default_factory=dict, repr=False, compare=False
+    )
+    """Settings of a step made so far, by dimension and option. Thousands of recipes share them."""
 
     def option(self, dimension: str, key: str) -> Option:
         """Returns the option `key` of `dimension`.
@@ -106,19 +111,28 @@ class OptionTable:
         Raises:
             ConfigurationError: if `config` names an unknown dimension or option.
         """
-        key = frozenset(config.items())
+        key = (len(config), *map(config.get, self.knobs))
         if key not in self._recipes:
             self._recipes[key] = self._made(config)
         return self._recipes[key]
 
     def _made(self, config: Config) -> Recipe:
-        chosen = {name: self.option(name, key) for name, key in config.items()}
-        settings: dict[str, Setting] = {}
+        for name, key in config.items():
+            self.option(name, key)
+        chosen: dict[str, tuple[tuple[str, str], ...]] = {}
         for name, knob in self.knobs.items():
-            if name in chosen:
+            if name in config:
                 for step in knob.targets.get(config.get(knob.dimension.parent or "", ""), ()):
-                    settings[step] = settings.get(step, Setting()).merge(chosen[name].setting)
-        return Recipe(settings)
+                    chosen[step] = (*chosen.get(step, ()), (name, config[name]))
+        return Recipe({step: self._merged(options) for step, options in chosen.items()})
+
+    def _merged(self, options: tuple[tuple[str, str], ...]) -> Setting:
+        if options not in self._settings:
+            merged = Setting()
+            for name, key in options:
+                merged = merged.merge(self.option(name, key).setting)
+            self._settings[options] = merged
+        return self._settings[options]
 
     def add(self, dimension: str, options: Sequence[Option]) -> OptionTable:
         """Returns a table in which `options` fill the next free slots of `dimension`.

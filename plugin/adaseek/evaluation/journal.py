@@ -13,8 +13,9 @@ from __future__ import annotations
 import json
 import os
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any  # Any: JSON values of the identity, rows, and DBAPI connections
 
@@ -44,12 +45,16 @@ from adaseek.evaluation._tables import (
     usage_json,
 )
 from adaseek.evaluation.base import CallRecord, Evaluation, Task
+from adaseek.evaluation.group_commit import GroupCommit
 from adaseek.recipe import Recipe
 from adaseek.workflow import Usage
 
 __all__ = ["Journal"]
 
 _DEFAULT_RUN = "default"
+
+_MOST_KEYS = 500
+"""Keys in one question: databases bound the number of parameters of a statement."""
 
 
 class Journal:
@@ -68,6 +73,7 @@ class Journal:
         # lock is cheaper than its busy waiting. PostgreSQL has a pool and needs no lock.
         self._lock = threading.RLock() if engine.dialect.name == "sqlite" else None
         self._statements = _Statements(engine.dialect.name)
+        self._recording = GroupCommit(self._write)
 
     @classmethod
     def open(
@@ -136,19 +142,22 @@ class Journal:
             JournalError: if the task is journalled already, or the database cannot be written.
         """
         row = evaluation_row(evaluation, task)
-        with self._transaction() as connection:
-            if sequence is None:
-                sequence = self._count(connection)
-            self._store_recipe(connection, task.recipe, row["recipe"])
-            values = {**row, "run_id": self._run_id, "sequence": sequence}
-            connection.execute(self._statements.record, values)
-        self._stored_recipes.add(row["recipe"])
+        self._recording.commit(_Entry(row, task.recipe, sequence))
         return evaluation_from_row(row, replayed=evaluation.replayed)
 
     def find(self, task_key: str) -> Evaluation | None:
         """Returns the journalled outcome of the task, marked as replayed, or None."""
-        row = self._first(self._statements.find, key=task_key)
-        return None if row is None else evaluation_from_row(row)
+        return self.find_all([task_key]).get(task_key)
+
+    def find_all(self, task_keys: Sequence[str]) -> dict[str, Evaluation]:
+        """Returns the journalled outcomes of those tasks that have one, as `find` does."""
+        rows: list[Mapping[str, Any]] = []
+        for start in range(0, len(task_keys), _MOST_KEYS):
+            keys = list(task_keys[start : start + _MOST_KEYS])
+            with self._transaction() as connection:
+                values = {"run": self._run_id, "keys": keys}
+                rows += connection.execute(self._statements.find, values).mappings().all()
+        return {row["task_key"]: evaluation_from_row(row) for row in rows}
 
     def evaluations(self) -> Iterator[Evaluation]:
         """Yields every journalled outcome in the order of the run, one page in memory at a time."""
@@ -244,11 +253,24 @@ class Journal:
         where = EVALUATIONS.c.run_id == self._run_id
         return connection.execute(select(func.count()).where(where)).scalar_one()
 
-    def _store_recipe(self, connection: Connection, recipe: Recipe, fingerprint: str) -> None:
-        if fingerprint not in self._stored_recipes:
-            body = json.dumps(recipe.to_json())
-            values = {"run_id": self._run_id, "fingerprint": fingerprint, "body": body}
-            connection.execute(self._statements.put_recipe, values)
+    def _write(self, entries: Sequence[_Entry]) -> None:
+        """Commits `entries` in one transaction."""
+        recipes = {e.row["recipe"]: e.recipe for e in entries}
+        fresh = recipes.keys() - self._stored_recipes
+        bodies = [
+            {"run_id": self._run_id, "fingerprint": key, "body": json.dumps(recipes[key].to_json())}
+            for key in sorted(fresh)
+        ]
+        with self._transaction() as connection:
+            if bodies:
+                connection.execute(self._statements.put_recipe, bodies)
+            rows = [{**e.row, "run_id": self._run_id, "sequence": e.sequence} for e in entries]
+            if any(e.sequence is None for e in entries):
+                after = self._count(connection)
+                for index, row in enumerate(rows):
+                    row["sequence"] = after + index if row["sequence"] is None else row["sequence"]
+            connection.execute(self._statements.record, rows)
+        self._stored_recipes |= fresh
 
     def _page(self, after: tuple[int, str], size: int = 500) -> list[Mapping[str, Any]]:
         sequence, key = EVALUATIONS.c.sequence, EVALUATIONS.c.task_key
@@ -318,6 +340,15 @@ class Journal:
         return "choose another `run_id`"
 
 
+@dataclass(frozen=True)
+class _Entry:
+    """An outcome to commit; `sequence` None: after all there are."""
+
+    row: Mapping[str, Any]
+    recipe: Recipe
+    sequence: int | None
+
+
 class _Statements:
     """The statements of the hot path, built once: building one costs as much as running it."""
 
@@ -329,8 +360,9 @@ class _Statements:
         self.put_call = insert(CALLS).on_conflict_do_nothing()
         self.put_completion = insert(COMPLETIONS).on_conflict_do_nothing()
         self.put_recipe = insert(RECIPES).on_conflict_do_nothing()
+        keys = bindparam("keys", type_=String, expanding=True)
         self.find = select(EVALUATIONS).where(
-            (EVALUATIONS.c.run_id == run) & (EVALUATIONS.c.task_key == key)
+            (EVALUATIONS.c.run_id == run) & EVALUATIONS.c.task_key.in_(keys)
         )
         self.get_call = select(CALLS.c.record).where(
             (CALLS.c.run_id == run) & (CALLS.c.request_key == key)

@@ -116,7 +116,7 @@ class Runner:
         # The place of a run in the journal is its place in the search, whichever ends first.
         first = self._ledger.reserve(len(fresh))
         self._order.update((key, first + i) for i, key in enumerate(fresh))
-        done = {key: found for key in batch if (found := self._journal.find(key)) is not None}
+        done = self._journal.find_all(list(batch))
         try:
             self._accept_replayed([done[key] for key in fresh if key in done])
             self._run_new({key: batch[key] for key in batch if key not in done}, done)

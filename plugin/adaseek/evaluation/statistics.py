@@ -194,7 +194,7 @@ def _normal_quantile(probability: float) -> float:
 
 
 def _is_binary(values: _Array) -> bool:
-    return bool(np.isin(values, (0.0, 1.0)).all())
+    return bool(((values == 0.0) | (values == 1.0)).all())
 
 
 def _checked(name: str, values: _Values) -> _Array:

@@ -210,7 +210,7 @@ class AdaSeek:
         if key not in arm.children:
             path = (*arm.path, next(self._numbers))
             arm.children[key] = self._new_arm(config, path, arm.layer + 1)
-            self._listen(events.TrialStarted(path[-1], arm.layer, arm.path, dict(config)))
+            self._listen(events.TrialStarted(path[-1], arm.layer, arm.path, config))
         return arm.children[key]
 
     def _tell_arm(self, arm: Arm, child: Arm, proposal: Proposal) -> None:

@@ -135,7 +135,7 @@ class Constraint:
     relative: bool = False
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class LeafRun:
     """One workflow run that the search asks for; `example` is an index into the examples."""
 
@@ -144,7 +144,7 @@ class LeafRun:
     replicate: int = 0
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Outcome:
     """What a workflow run gave. A failed run has quality None and is scored as `failure_score`.
 

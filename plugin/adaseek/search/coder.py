@@ -43,14 +43,19 @@ class Coder:
         return np.concatenate([[0], np.cumsum(widths)]).astype(np.int64)
 
     @cached_property
-    def _opening(self) -> list[tuple[int, int, NDArray[np.int64]]]:
-        """Returns (dimension, its parent, the parent's options that open it)."""
+    def _opening(self) -> list[tuple[int, int, NDArray[np.bool_]]]:
+        """Returns (dimension, its parent, for each of the parent's choices whether it opens it).
+
+        The last place stands for a parent that is itself inactive.
+        """
         places = {name: i for i, name in enumerate(self.names)}
         return [
             (
                 i,
                 places[d.parent],
-                np.asarray([self._indices[places[d.parent]][o] for o in d.parent_options]),
+                np.asarray(
+                    [c in d.parent_options for c in (*self.choices[places[d.parent]], None)]
+                ),
             )
             for i, d in enumerate(self.space.dimensions)
             if d.parent is not None
@@ -126,7 +131,7 @@ class Coder:
                 i = self.names.index(name)
                 codes[:, i] = self._indices[i][key]
         for i, parent, opening in self._opening:
-            codes[~np.isin(codes[:, parent], opening), i] = INACTIVE
+            codes[~opening[codes[:, parent]], i] = INACTIVE  # INACTIVE, -1, is the last place
         return codes
 
     def _few(self, fixed: Mapping[str, str], most: int) -> Codes | None:

@@ -137,8 +137,8 @@ class Leaves:
         self._taken.add(self._identity(proposal.config))
         self._open[record.number] = proposal
         self._archive.records.append(record)
-        config = dict(proposal.config)
-        self._listen(events.TrialStarted(record.number, self._layer, arm.path, config))
+        started = events.TrialStarted(record.number, self._layer, arm.path, proposal.config)
+        self._listen(started)
         return record
 
     def _race(self, cohort: Sequence[Record], stop_at: int) -> None:
@@ -229,7 +229,7 @@ def ended(
         number,
         layer,
         arm,
-        dict(config),
+        config,
         known("quality"),
         known("cost"),
         known("latency"),

@@ -25,7 +25,7 @@ _MOST_WEIGHED = 128
 """Records between which a careful choice is made; more are thinned out by their points first."""
 
 
-@dataclass
+@dataclass(slots=True)
 class Record:
     """One config and its outcomes so far.
 

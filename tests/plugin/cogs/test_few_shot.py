@@ -273,3 +273,12 @@ def test_without_training_examples_there_is_nothing_to_offer() -> None:
 def test_arguments_are_checked(arguments: dict[str, Any]) -> None:
     with pytest.raises(ConfigurationError, match=f"`{next(iter(arguments))}` is"):
         FewShotCog(**arguments)
+
+
+def test_what_is_remembered_of_a_run_changes_nothing() -> None:
+    runs = [run(i, score=i / 10) for i in range(10)]
+    first = evolve(runs)
+    assert all(one.derived for one in runs if one.score.value == 0.9)
+    fresh = [run(i, score=i / 10) for i in range(10)]
+    context = CogContext(Workflow("dspy", {"qa": STEP}), train=TRAIN)
+    assert evolve(runs) == first == list(COG.evolve(STEP, fresh, (), context))

@@ -371,3 +371,32 @@ def test_postgresql_keeps_outcomes_and_locks_out_a_second_writer(
         for thread in threads:
             thread.join()
         assert journal.count() == 9
+
+
+def test_many_tasks_are_looked_up_at_once(tmp_path: Path, task: Callable[..., Task]) -> None:
+    tasks = [task(i) for i in range(1200)]  # more than one statement may name
+    with Journal.open(tmp_path / "j.db", identity=IDENTITY) as journal:
+        for one in tasks[::100]:
+            journal.record(outcome(one), one)
+        found = journal.find_all([one.key for one in tasks])
+        assert set(found) == {one.key for one in tasks[::100]}
+        assert all(found[key] == journal.find(key) for key in found)
+        assert journal.find_all([]) == {}
+
+
+def test_threads_without_a_place_of_their_own_get_one_each(
+    tmp_path: Path, task: Callable[..., Task]
+) -> None:
+    tasks = [task(i) for i in range(40)]
+    with Journal.open(tmp_path / "j.db", identity=IDENTITY) as journal:
+        threads = [
+            threading.Thread(target=journal.record, args=(outcome(one), one)) for one in tasks
+        ]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert {e.task_key for e in journal.evaluations()} == {one.key for one in tasks}
+    with sqlite3.connect(tmp_path / "j.db") as connection:
+        rows = connection.execute("SELECT sequence FROM adaseek_evaluations ORDER BY sequence")
+        assert [sequence for (sequence,) in rows] == list(range(40))
