@@ -156,7 +156,7 @@ class Journal:
             keys = list(task_keys[start : start + _MOST_KEYS])
             with self._transaction() as connection:
                 values = {"run": self._run_id, "keys": keys}
-                rows += connection.execute(self._statements.find, values).mappings().all()
+                rows += map(dict, connection.execute(self._statements.find, values).mappings())
         return {row["task_key"]: evaluation_from_row(row) for row in rows}
 
     def evaluations(self) -> Iterator[Evaluation]:
