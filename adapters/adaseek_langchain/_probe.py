@@ -32,7 +32,7 @@ from adaseek_langchain._messages import json_value, num_leading_system
 from adaseek_langchain._program import input_schema, isolated
 from adaseek_langchain._recorder import Run
 from adaseek_langchain._reports import copied
-from adaseek_langchain._seam import MODEL_RUN, OUTPUT, active, current_request
+from adaseek_langchain._seam import MODEL_RUN, OUTPUT, Request, active, current_request
 from adaseek_langchain._steps import Observation, observations, output_form, tool_names
 from adaseek_langchain._walk import Walk
 from adaseek_langchain.hook import AdaSeekHook
@@ -286,7 +286,7 @@ class _ProbeHook(AdaSeekHook):
         self.visits: Counter[str] = Counter()
         self.num_calls = 0
 
-    def serving(self, model: BaseChatModel, *, streams: bool = False) -> BaseChatModel:
+    def serving(self, model: BaseChatModel, request: Request) -> BaseChatModel:
         return _MarkedModel(hook=self, callbacks=model.callbacks)
 
     def answer(self, kwargs: Mapping[str, Any]) -> AIMessage:

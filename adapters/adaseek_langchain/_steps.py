@@ -5,18 +5,16 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, Literal  # Any: call arguments are the provider's
+from typing import Any, Literal  # Any: call arguments are the provider's
 
 from adaseek.recipe import owner_id
 from adaseek.workflow import Call, Edge, Field, ModelRef, Note, Signature, Step, Workflow
 from langchain_core.messages import BaseMessage
 
 from adaseek_langchain._messages import num_leading_system
-from adaseek_langchain._reports import model_reference, reference_from
+from adaseek_langchain._recorder import Recorder, Run
 from adaseek_langchain._seam import INPUT, OUTPUT, TOOL_CALLS
-
-if TYPE_CHECKING:
-    from adaseek_langchain._recorder import Recorder, Run
+from adaseek_langchain._traces import model_of, trace_of
 
 __all__ = [
     "COGS",
@@ -66,8 +64,8 @@ def observations(runs: Iterable[Run]) -> list[Observation]:
                 step=run.step,
                 name=run.name,
                 messages=request.messages if request else run.given,
-                kwargs=request.kwargs if request else run.parameters,
-                model=model_reference(request.model) if request else reference_from(run.settings),
+                kwargs=request.kwargs if request else run.parameters or {},
+                model=model_of(run),
                 parent=_container(run),
             )
         )
@@ -218,7 +216,7 @@ def observed_workflow(recorder: Recorder, base: Workflow | None) -> Workflow:
     edges = set(base.edges) if base is not None else set()
     notes = {note.text: note for note in (base.notes if base is not None else ())}
     for tree in trees:
-        trace = recorder.trace(tree)
+        trace = trace_of(tree, recorder.priced)
         for call in trace.calls:
             owner = owner_id(call.step)
             if owner not in steps:

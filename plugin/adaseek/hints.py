@@ -15,7 +15,7 @@ from typing import Any  # Any: a request's body holds JSON values
 
 from adaseek.errors import ConfigurationError, require
 
-__all__ = ["MAX_NAME_CHARACTERS", "MAX_SECONDS", "Hint"]
+__all__ = ["MAX_NAME_CHARACTERS", "MAX_SECONDS", "Hint", "is_name"]
 
 MAX_NAME_CHARACTERS = 128
 """Longest name of a session or tool: hints are kept by the server, so their size is bounded."""
@@ -107,6 +107,11 @@ class Hint:
             keep_s=arguments.get(_KEEP),
             final=bool(final),
         )
+
+
+def is_name(text: str) -> bool:
+    """Returns whether `text` may name a session or a tool in a hint."""
+    return 0 < len(text) <= MAX_NAME_CHARACTERS and text.isprintable()
 
 
 def _check_name(name: str, value: object) -> None:

@@ -8,7 +8,6 @@ import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
-from unittest import mock
 
 import pytest
 
@@ -17,11 +16,10 @@ pytest.importorskip("langchain_openai")
 from adaseek.recipe import Demo, Recipe, Setting
 from adaseek.testing.loopback import LoopbackServer, Reply, echo
 from adaseek.workflow import ModelRef
-from adaseek_langchain import AdaSeekHook, _interpose, _plan, disable, enable
+from adaseek_langchain import AdaSeekHook, disable, enable
 from adaseek_langchain._entry_points import ENTRY_POINTS
 from adaseek_langchain._interpose import install, is_installed, release, uninstall
-from adaseek_langchain._route import is_inside
-from adaseek_langchain._seam import current_request
+from adaseek_langchain._seam import current_request, is_inside
 from langchain_core.caches import InMemoryCache
 from langchain_core.language_models import BaseChatModel
 from langchain_core.messages import HumanMessage
@@ -67,16 +65,10 @@ def recipe(step: str = "2.lm", **settings: Any) -> Recipe:
 
 def step_of(call: Callable[[AdaSeekHook], Any], server: LoopbackServer) -> str:
     """Returns the id of the one step that `call` asks: it names the line that makes the call."""
-    asked: set[str] = set()
-
-    def noted(request: Any, tuning: Any) -> Any:
-        asked.add(request.step)
-        return _plan.plan(request, tuning)
-
-    with mock.patch.object(_interpose, "plan", noted):
-        call(AdaSeekHook())
+    hook = AdaSeekHook()
+    call(hook)
     server.clear()
-    (step,) = asked
+    (step,) = {c.step for trace in hook.traces for c in trace.calls if c.kind == "lm"}
     return step
 
 
