@@ -483,28 +483,3 @@ def test_a_bound_recipe_tells_what_the_program_fills_in(server: LoopbackServer) 
     assert hook.misses == {}
     assert "bird" in messages(server.bodies[0])[0]
     assert messages(server.bodies[0])[0].startswith("All about ")
-
-
-# Hints
-
-
-@pytest.mark.parametrize("way", ["invoke", "stream", "ainvoke", "agenerate"])
-def test_a_session_is_told_to_the_server(server: LoopbackServer, way: str) -> None:
-    WAYS[way](chat(server), {"callbacks": [AdaSeekHook(session="s1")]})
-    WAYS[way](chat(server), {"callbacks": [AdaSeekHook()]})
-    assert [body.get("session_id") for body in server.bodies] == ["s1", None]
-
-
-def test_a_session_joins_the_calls_own_extra_fields(server: LoopbackServer) -> None:
-    hook = AdaSeekHook(recipe(params={"top_k": 3}), session="s1")
-    program(server, extra_body={"min_p": 0.1}).invoke({"q": "a"}, {"callbacks": [hook]})
-    (body,) = server.bodies
-    assert (body["session_id"], body["top_k"], body["min_p"]) == ("s1", 3, 0.1)
-
-
-def test_another_session_gets_the_cached_answer(server: LoopbackServer) -> None:
-    cached = program(server, cache=InMemoryCache())
-    for session in ("s1", "s2", None):
-        cached.invoke({"q": "a"}, {"callbacks": [AdaSeekHook(session=session)]})
-    cached.invoke({"q": "a"})
-    assert [body.get("session_id") for body in server.bodies] == ["s1"]
