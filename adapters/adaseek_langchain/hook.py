@@ -217,7 +217,7 @@ class AdaSeekHook(Carrier):
         )
         if run is None:
             return
-        run.run_type = run_type or ""
+        run.run_type, run.settings = run_type or "", serialized
         if run.parent is None and self._hinting is not None:
             tree = self._recorder.tree(run_id)
             if tree is not None:
