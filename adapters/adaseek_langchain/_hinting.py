@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from typing import Any  # Any: requests are the provider's
-from urllib.parse import urlsplit
 
 from adaseek.forecast import Forecast
-from adaseek.hints import Hint, is_name
+from adaseek.hints import Hint, is_name, may_be_told
 from langchain_core.language_models.chat_models import BaseChatModel
 
 from adaseek_langchain._recorder import Run, Tree
@@ -16,9 +15,6 @@ __all__ = ["Hinting", "add_to_requests", "takes_hints"]
 _PAYLOAD = "_get_request_payload"
 """Builds the body of a request in `langchain_openai`: below LangChain's response cache, which must
 not know one session from another. Where it is gone, nothing is told."""
-
-_REFUSE = ("openai.com", "azure.com")
-"""Providers whose own servers refuse fields that they do not know."""
 
 
 class Hinting:
@@ -83,10 +79,7 @@ def takes_hints(model: BaseChatModel) -> bool:
     Only to an OpenAI-compatible server that is given by URL, and not to the provider's own.
     """
     url = getattr(model, "openai_api_base", None)
-    if not isinstance(url, str) or not hasattr(type(model), _PAYLOAD):
-        return False
-    host = urlsplit(url).hostname or ""
-    return not any(host == refusing or host.endswith(f".{refusing}") for refusing in _REFUSE)
+    return hasattr(type(model), _PAYLOAD) and may_be_told(url)
 
 
 def add_to_requests(model: BaseChatModel, hint: Hint) -> None:
