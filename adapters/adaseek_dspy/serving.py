@@ -90,7 +90,7 @@ class Hints(BaseCallback):  # type: ignore[misc]  # DSPy is untyped
         self._open(call_id)
 
     def on_module_end(
-        self, call_id: str, outputs: Any | None, exception: Exception | None = None
+        self, call_id: str, outputs: Any, exception: BaseException | None = None
     ) -> None:
         self._close(call_id, exception)
 
@@ -104,9 +104,7 @@ class Hints(BaseCallback):  # type: ignore[misc]  # DSPy is untyped
             run.ends = run.num_open == 0
             run.num_open += 1
 
-    def on_lm_end(
-        self, call_id: str, outputs: Any | None, exception: Exception | None = None
-    ) -> None:
+    def on_lm_end(self, call_id: str, outputs: Any, exception: BaseException | None = None) -> None:
         with self._lock:
             self._hints.pop(call_id, None)
             if call_id in self._runs:
@@ -123,7 +121,7 @@ class Hints(BaseCallback):  # type: ignore[misc]  # DSPy is untyped
                 run.turns[-1][1].append(instance.name)
 
     def on_tool_end(
-        self, call_id: str, outputs: Any | None, exception: Exception | None = None
+        self, call_id: str, outputs: Any, exception: BaseException | None = None
     ) -> None:
         with self._lock:
             name, began_s = self._began.pop(call_id, ("", 0.0))
@@ -142,7 +140,7 @@ class Hints(BaseCallback):  # type: ignore[misc]  # DSPy is untyped
             self._runs[call_id] = run
             return run
 
-    def _close(self, call_id: str, exception: Exception | None) -> None:
+    def _close(self, call_id: str, exception: BaseException | None) -> None:
         with self._lock:
             run = self._runs.pop(call_id, None)
         if run is None or run.id != call_id or self._forecast is None:

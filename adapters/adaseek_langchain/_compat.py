@@ -39,12 +39,12 @@ def effective_config(config: RunnableConfig | None) -> RunnableConfig:
     """
     found = RunnableConfig()
     outer = CHILD_CONFIG.get() if CHILD_CONFIG is not None else None
-    for given in (outer, config):
-        if given:
-            if given.get("callbacks") is not None:
-                found["callbacks"] = given["callbacks"]
-            if given.get("tags") is not None:
-                found["tags"] = given["tags"]
+    for given in (outer or {}, config or {}):
+        callbacks, tags = given.get("callbacks"), given.get("tags")
+        if callbacks is not None:
+            found["callbacks"] = callbacks
+        if tags is not None:
+            found["tags"] = tags
     return found
 
 

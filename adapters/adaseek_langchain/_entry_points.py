@@ -114,12 +114,14 @@ def _generate(original: Any, find: Find, below: Below) -> Any:
     def generate(
         self: BaseChatModel, messages: Any, stop: Any = None, callbacks: Any = None, **kwargs: Any
     ) -> LLMResult:
-        routes: list[Route] = []
-        if not is_inside():
-            arguments, rest = _split(callbacks, kwargs)
-            routes = _routes(self, messages, {**rest, **_given(stop)}, arguments, find)
+        untouched: LLMResult
+        if is_inside():
+            untouched = original(self, messages, stop, callbacks, **kwargs)
+            return untouched
+        arguments, rest = _split(callbacks, kwargs)
+        routes = _routes(self, messages, {**rest, **_given(stop)}, arguments, find)
         if not routes:
-            untouched: LLMResult = original(self, messages, stop, callbacks, **kwargs)
+            untouched = original(self, messages, stop, callbacks, **kwargs)
             return untouched
         return _joined(self, [route.generate(arguments, below) for route in routes])
 
@@ -130,12 +132,14 @@ def _agenerate(original: Any, find: Find, below: Below) -> Any:
     async def agenerate(
         self: BaseChatModel, messages: Any, stop: Any = None, callbacks: Any = None, **kwargs: Any
     ) -> LLMResult:
-        routes: list[Route] = []
-        if not is_inside():
-            arguments, rest = _split(callbacks, kwargs)
-            routes = _routes(self, messages, {**rest, **_given(stop)}, arguments, find)
+        untouched: LLMResult
+        if is_inside():
+            untouched = await original(self, messages, stop, callbacks, **kwargs)
+            return untouched
+        arguments, rest = _split(callbacks, kwargs)
+        routes = _routes(self, messages, {**rest, **_given(stop)}, arguments, find)
         if not routes:
-            untouched: LLMResult = await original(self, messages, stop, callbacks, **kwargs)
+            untouched = await original(self, messages, stop, callbacks, **kwargs)
             return untouched
         return _joined(self, [await route.agenerate(arguments, below) for route in routes])
 

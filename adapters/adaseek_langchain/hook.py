@@ -335,13 +335,14 @@ class AdaSeekHook(Carrier):
         if run is None:
             return None
         MODEL_RUN.set(run_id)
-        run.parameters = details.get("invocation_params") or {}
+        parameters: Mapping[str, Any] = details.get("invocation_params") or {}
+        run.parameters = parameters
         if request is not None:
             run.step = request.step
         else:
             settings = (serialized or {}).get("kwargs") or {}
-            run.settings = {**run.parameters, **settings, "_class": name}
-            variant = partial(_first_text, run.settings, "model_name", "model")
+            run.settings = {**parameters, **settings, "_class": name}
+            variant = partial(_first_text, {**parameters, **settings}, "model_name", "model")
             run.step = self._recorder.step_of(parent_run_id, tags, user_frame(), variant, name)
         return run
 
