@@ -9,12 +9,14 @@ if TYPE_CHECKING:
     from adaseek_dspy._apply import apply
     from adaseek_dspy._probe import discover
     from adaseek_dspy._translate import translate
+    from adaseek_dspy.serving import Hints
     from adaseek_dspy.teleprompter import AdaSeek
 
-__all__ = ["AdaSeek", "apply", "discover", "translate"]
+__all__ = ["AdaSeek", "Hints", "apply", "discover", "translate"]
 
 _HOMES = {
     "AdaSeek": "adaseek_dspy.teleprompter",
+    "Hints": "adaseek_dspy.serving",
     "apply": "adaseek_dspy._apply",
     "discover": "adaseek_dspy._probe",
     "translate": "adaseek_dspy._translate",

@@ -2,7 +2,8 @@
 
 Supported: DSPy 3.2 to 3.4. What differs between them: where errors live (before 3.3 LiteLLM's own
 exceptions reach the caller), whether interpreters report to callbacks (3.4), and which objects a
-native tool call consists of.
+native tool call consists of. Engines, below the response cache, exist from 3.4 on; without them no
+hint is sent.
 """
 
 from __future__ import annotations
@@ -18,7 +19,20 @@ from dspy.utils.exceptions import AdapterParseError
 from dspy.utils.usage_tracker import UsageTracker
 from pydantic import BaseModel
 
+try:
+    from dspy.clients.engines import litellm_engine, lm15_engine
+except ImportError:  # before 3.4
+    ENGINES: tuple[type, ...] = ()
+    """What makes typed requests, `complete(request)` and `stream(request)`."""
+    LEGACY_ENGINES: tuple[type, ...] = ()
+    """What makes requests that are a dict, `complete_legacy(lm, request)`."""
+else:
+    ENGINES = (lm15_engine.LM15Engine, lm15_engine.AsyncLM15Engine)
+    LEGACY_ENGINES = (litellm_engine.LiteLLMEngine, litellm_engine.AsyncLiteLLMEngine)
+
 __all__ = [
+    "ENGINES",
+    "LEGACY_ENGINES",
     "BaseCallback",
     "BaseLM",
     "BaseModule",

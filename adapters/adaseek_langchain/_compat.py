@@ -16,9 +16,10 @@ from contextvars import ContextVar
 from typing import Any, cast  # Any: deep names have no stable types
 
 from langchain_core.retrievers import BaseRetriever
+from langchain_core.runnables import RunnableConfig
 from langchain_core.tools import BaseTool
 
-__all__ = ["CHILD_CONFIG", "GRAPH_PAUSES", "is_pause", "stand_ins"]
+__all__ = ["CHILD_CONFIG", "GRAPH_PAUSES", "effective_config", "is_pause", "stand_ins"]
 
 StandIn = Callable[[Any, str, str], Any]
 """Tool or retriever, its name, `tool` or `retriever` -> its result; None: it runs itself."""
@@ -29,6 +30,23 @@ try:
     CHILD_CONFIG: ContextVar[Any] | None = var_child_runnable_config
 except ImportError:  # pragma: no cover  (no known version)
     CHILD_CONFIG = None
+
+
+def effective_config(config: RunnableConfig | None) -> RunnableConfig:
+    """Returns callbacks and tags of a call under `config`, those of its context where it has none.
+
+    What `ensure_config` finds too, without the rest: a hook asks it for every model call.
+    """
+    found = RunnableConfig()
+    outer = CHILD_CONFIG.get() if CHILD_CONFIG is not None else None
+    for given in (outer or {}, config or {}):
+        callbacks, tags = given.get("callbacks"), given.get("tags")
+        if callbacks is not None:
+            found["callbacks"] = callbacks
+        if tags is not None:
+            found["tags"] = tags
+    return found
+
 
 try:
     from langgraph.errors import GraphBubbleUp

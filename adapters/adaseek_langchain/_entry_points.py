@@ -13,7 +13,8 @@ from langchain_core.language_models import BaseChatModel
 from langchain_core.outputs import LLMResult
 from langchain_core.runnables import RunnableConfig
 
-from adaseek_langchain._route import Below, Route, config_of, is_inside
+from adaseek_langchain._route import Below, Route, config_of
+from adaseek_langchain._seam import is_inside
 
 __all__ = ["ENTRY_POINTS", "MARK", "Find", "wrapped"]
 
@@ -113,10 +114,14 @@ def _generate(original: Any, find: Find, below: Below) -> Any:
     def generate(
         self: BaseChatModel, messages: Any, stop: Any = None, callbacks: Any = None, **kwargs: Any
     ) -> LLMResult:
+        untouched: LLMResult
+        if is_inside():
+            untouched = original(self, messages, stop, callbacks, **kwargs)
+            return untouched
         arguments, rest = _split(callbacks, kwargs)
         routes = _routes(self, messages, {**rest, **_given(stop)}, arguments, find)
         if not routes:
-            untouched: LLMResult = original(self, messages, stop, callbacks, **kwargs)
+            untouched = original(self, messages, stop, callbacks, **kwargs)
             return untouched
         return _joined(self, [route.generate(arguments, below) for route in routes])
 
@@ -127,10 +132,14 @@ def _agenerate(original: Any, find: Find, below: Below) -> Any:
     async def agenerate(
         self: BaseChatModel, messages: Any, stop: Any = None, callbacks: Any = None, **kwargs: Any
     ) -> LLMResult:
+        untouched: LLMResult
+        if is_inside():
+            untouched = await original(self, messages, stop, callbacks, **kwargs)
+            return untouched
         arguments, rest = _split(callbacks, kwargs)
         routes = _routes(self, messages, {**rest, **_given(stop)}, arguments, find)
         if not routes:
-            untouched: LLMResult = await original(self, messages, stop, callbacks, **kwargs)
+            untouched = await original(self, messages, stop, callbacks, **kwargs)
             return untouched
         return _joined(self, [await route.agenerate(arguments, below) for route in routes])
 
@@ -197,8 +206,6 @@ def _routes(
     find: Find,
 ) -> list[Route]:
     """Returns one route per prompt; none if nothing is to be looked at."""
-    if is_inside():
-        return []
     config = config_of(arguments)
     found = [find(model, prompt, config, kwargs) for prompt in prompts]
     return [route for route in found if route is not None] if None not in found else []

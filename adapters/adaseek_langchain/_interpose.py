@@ -14,17 +14,14 @@ from typing import Any  # Any: a call's input and arguments are what the user's 
 
 from langchain_core.callbacks.base import BaseCallbackManager
 from langchain_core.language_models import BaseChatModel
-from langchain_core.messages import BaseMessage, HumanMessage, convert_to_messages
-from langchain_core.prompt_values import PromptValue
 from langchain_core.runnables import RunnableConfig
-from langchain_core.runnables.config import ensure_config
 
-from adaseek_langchain._compat import CHILD_CONFIG
+from adaseek_langchain._compat import effective_config
 from adaseek_langchain._entry_points import ENTRY_POINTS, MARK, wrapped
 from adaseek_langchain._menu import Models
 from adaseek_langchain._plan import Tuning, plan
 from adaseek_langchain._route import Route
-from adaseek_langchain._seam import Carrier, active_carrier
+from adaseek_langchain._seam import Carrier, active_carrier, messages_of
 
 __all__ = [
     "EVERYWHERE",
@@ -32,7 +29,6 @@ __all__ = [
     "carrier_of",
     "install",
     "is_installed",
-    "messages_of",
     "release",
     "uninstall",
 ]
@@ -129,17 +125,23 @@ def carrier_of(model: BaseChatModel, config: RunnableConfig) -> Carrier | None:
     """Returns the carrier that a call of `model` under `config` belongs to, or None.
 
     Of several, the innermost one that has a recipe: the nearest to the call knows best.
+
+    Args:
+        config: its callbacks are those of the call, as `effective_config` finds them.
     """
+    given = config.get("callbacks")
     # The first for a call that was given no callbacks at all: LangChain adds it further down.
-    own = _handlers(model.callbacks)
-    handlers = (EVERYWHERE.carrier, *_handlers(config.get("callbacks")), *own)
-    carriers = [handler for handler in handlers if isinstance(handler, Carrier)]
-    active = active_carrier()
-    if active is not None and active not in carriers:
-        carriers.insert(0, active)
-    if not carriers:
+    everywhere, active = EVERYWHERE.carrier, active_carrier()
+    if given is None and model.callbacks is None and everywhere is None and active is None:
         return None
-    return next((c for c in reversed(carriers) if not c.recipe.is_empty), carriers[-1])
+    handlers = (active, everywhere, *_handlers(given), *_handlers(model.callbacks))
+    found: Carrier | None = None
+    for handler in reversed(handlers):
+        if isinstance(handler, Carrier):
+            if not handler.recipe.is_empty:
+                return handler
+            found = found or handler
+    return found
 
 
 def _handlers(callbacks: Any) -> list[Any]:
@@ -161,45 +163,29 @@ def by_carrier(
     Args:
         otherwise: the carrier of a call whose callbacks were lost on the way.
     """
-    if otherwise is None and _has_no_callbacks(model, config):
-        return None
-    ensured = ensure_config(config)
-    carrier = carrier_of(model, ensured) or otherwise
+    effective = effective_config(config)
+    carrier = carrier_of(model, effective) or otherwise
     if carrier is None:
         return None
-    messages = messages_of(given)
-    if messages is None:
-        return None  # not an input for a chat model: the original says so
+    sent, has_recipe = given, not carrier.recipe.is_empty
+    if has_recipe:
+        sent = messages_of(given)
+        if sent is None:
+            return None  # not an input for a chat model: the original says so
     # Two isolation boundaries of production: whatever is wrong with a recipe or with us, the
     # user's program goes on as it would without it.
     try:
-        request = carrier.request(model, messages, kwargs, ensured)
+        request = carrier.request(model, sent, kwargs, effective)
     except Exception as error:
         carrier.fail_open("", f"{type(error).__name__}: {error}")
         return None
-    try:
-        planned = plan(request, _tuning(carrier))
-    except Exception as error:
-        carrier.fail_open(request.step, f"{type(error).__name__}: {error}")
-        planned = None
-    return Route(request, given, kwargs, planned, carrier, fails_open=True)
-
-
-def _has_no_callbacks(model: BaseChatModel, config: RunnableConfig | None) -> bool:
-    """Returns whether there is nothing to look through: the cheap answer for most calls."""
-    if EVERYWHERE.carrier is not None or model.callbacks or (config and config.get("callbacks")):
-        return False
-    return CHILD_CONFIG is not None and CHILD_CONFIG.get() is None
-
-
-def messages_of(given: Any) -> list[BaseMessage] | None:
-    """Returns a chat model's input as messages; None if it is none."""
-    try:
-        if isinstance(given, PromptValue):
-            return given.to_messages()
-        return [HumanMessage(given)] if isinstance(given, str) else convert_to_messages(given)
-    except (NotImplementedError, TypeError, ValueError):
-        return None
+    planned = None
+    if has_recipe:
+        try:
+            planned = plan(request, _tuning(carrier))
+        except Exception as error:
+            carrier.fail_open(request.step, f"{type(error).__name__}: {error}")
+    return Route(request, given, kwargs, planned, carrier, True)
 
 
 def _tuning(carrier: Carrier) -> Tuning:

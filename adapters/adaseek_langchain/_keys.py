@@ -15,7 +15,7 @@ from __future__ import annotations
 import re
 import sys
 from collections.abc import Sequence
-from functools import cache
+from functools import cache, lru_cache
 from pathlib import PurePath
 from types import FrameType
 from typing import NewType
@@ -43,6 +43,10 @@ _HOST = frozenset({"langchain", "langgraph", "langsmith", "pydantic", "tenacity"
 _OWN = frozenset({"adaseek", "adaseek_langchain"})
 _INSTALLED = ("site-packages", "dist-packages")
 
+_MAX_KNOWN = 4096
+"""How many names are kept: programs call the same steps again and again, but may name their runs
+by the data that they work on."""
+
 _TASK_STARTS = frozenset(
     {"asyncio.events", "asyncio.tasks", "concurrent.futures.thread", "threading"}
 )
@@ -51,7 +55,12 @@ _TASK_STARTS = frozenset(
 
 def position(tags: Sequence[str] | None) -> str:
     """Returns the place in the parent that structural `tags` name: `2`, `a`, `branch 0`, or ``."""
-    for tag in tags or ():
+    return _position(tuple(tags)) if tags else ""
+
+
+@lru_cache(_MAX_KNOWN)
+def _position(tags: tuple[str, ...]) -> str:
+    for tag in tags:
         match = _TAG.match(tag)
         if match is not None:
             step, key, branch, condition = match.groups()
@@ -66,10 +75,14 @@ def child_path(
 
     A framework class that already has a position needs no name; a node that the user named does.
     """
-    where = position(tags)
+    return (*parent, _label(name, position(tags)) + site)
+
+
+@lru_cache(_MAX_KNOWN)
+def _label(name: str, where: str) -> str:
     is_structure = name.startswith("Runnable")
     label = where if where and is_structure else ".".join(part for part in (where, name) if part)
-    return (*parent, _clean(label) + site)
+    return _clean(label)
 
 
 def step_id(
@@ -82,7 +95,11 @@ def step_id(
         site: the place in the user's code that made the call, if it is not the parent's.
         variant: tells models apart that stand at one place (a model and its fallbacks).
     """
-    where = position(tags)
+    return _step_id(tuple(path), position(tags), site, variant)
+
+
+@lru_cache(_MAX_KNOWN)
+def _step_id(path: tuple[str, ...], where: str, site: str, variant: str) -> StepId:
     leaf = f"{where}.{LEAF}" if where else LEAF
     leaf += f"[{variant}]" if variant else ""
     return StepId("/".join((*path, _clean(leaf) + site)))
@@ -99,10 +116,15 @@ def call_site(frame: FrameType) -> str:
     The file's own name rather than the module's: a script is `__main__` when it is run.
     """
     code = frame.f_code
-    file = PurePath(code.co_filename)
-    stem = file.stem if file.suffix == ".py" and "ipykernel" not in code.co_filename else "main"
     line = (frame.f_lineno or code.co_firstlineno) - code.co_firstlineno
-    return _clean(f"@{stem}:{code.co_qualname}+{line}")
+    return _place(code.co_filename, code.co_qualname, line)
+
+
+@lru_cache(_MAX_KNOWN)
+def _place(path: str, function: str, line: int) -> str:
+    file = PurePath(path)
+    stem = file.stem if file.suffix == ".py" and "ipykernel" not in path else "main"
+    return _clean(f"@{stem}:{function}+{line}")
 
 
 def user_frame() -> FrameType | None:

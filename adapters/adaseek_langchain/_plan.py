@@ -62,8 +62,8 @@ def plan(request: Request, tuning: Tuning) -> Plan | None:
     Raises:
         ConfigurationError: if the setting cannot be applied to this call.
     """
-    setting = tuning.recipe.setting(request.step)
-    if setting.is_empty or replace(setting, engine=None).is_empty:
+    setting = tuning.recipe.settings.get(request.step)
+    if setting is None or replace(setting, engine=None).is_empty:
         return None  # what the engine is asked for is not said per request
     check_applicable(request.step, setting)
     if setting.ensemble is not None:
@@ -142,7 +142,7 @@ def _ensemble(request: Request, setting: Setting, ensemble: Ensemble, tuning: Tu
     judge_setting = tuning.recipe.setting(judge_id)
     judge = None
     if ensemble.aggregate == "judge":
-        asked = replace(request, messages=(), kwargs={})
+        asked = Request(request.step, request.model, (), {})
         judge = _ask(asked, judge_id, Setting(model=judge_setting.model), tuning)
         judge = replace(judge, request=ChatRequest((), _params(judge_setting, judge.model)))
     reward = _reward(request.step, ensemble, tuning)

@@ -30,9 +30,10 @@ from adaseek_langchain._copying import copy_with_models
 from adaseek_langchain._markers import Markers, resolved
 from adaseek_langchain._messages import json_value, num_leading_system
 from adaseek_langchain._program import input_schema, isolated
+from adaseek_langchain._prompts import is_task
 from adaseek_langchain._recorder import Run
 from adaseek_langchain._reports import copied
-from adaseek_langchain._seam import MODEL_RUN, OUTPUT, active, current_request
+from adaseek_langchain._seam import MODEL_RUN, OUTPUT, Request, active, current_request
 from adaseek_langchain._steps import Observation, observations, output_form, tool_names
 from adaseek_langchain._walk import Walk
 from adaseek_langchain.hook import AdaSeekHook
@@ -262,17 +263,8 @@ def template_of(seen: Observation, marks: Markers) -> str:
         return "\n\n".join(marks.template(str(m.text)) for m in seen.messages[:num_system])
     last = str(seen.messages[-1].text) if seen.messages else ""
     template = marks.template(last)
-    is_task = template != last and any(c.isalpha() for c in _without_names(template))
-    return template if is_task and isinstance(seen.messages[-1], HumanMessage) else ""
-
-
-def _without_names(template: str) -> str:
-    kept, depth = [], 0
-    for character in template:
-        depth += (character == "{") - (character == "}")
-        if depth <= 0:
-            kept.append(character)
-    return "".join(kept)
+    is_asked = template != last and is_task(template)
+    return template if is_asked and isinstance(seen.messages[-1], HumanMessage) else ""
 
 
 class _ProbeHook(AdaSeekHook):
@@ -286,7 +278,7 @@ class _ProbeHook(AdaSeekHook):
         self.visits: Counter[str] = Counter()
         self.num_calls = 0
 
-    def serving(self, model: BaseChatModel, *, streams: bool = False) -> BaseChatModel:
+    def serving(self, model: BaseChatModel, request: Request) -> BaseChatModel:
         return _MarkedModel(hook=self, callbacks=model.callbacks)
 
     def answer(self, kwargs: Mapping[str, Any]) -> AIMessage:

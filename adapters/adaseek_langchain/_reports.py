@@ -17,7 +17,6 @@ __all__ = [
     "message_of",
     "model_reference",
     "reference_from",
-    "takes_hints",
     "usage_of",
     "usage_of_message",
 ]
@@ -54,15 +53,6 @@ def copied(model: BaseChatModel, changes: Mapping[str, Any]) -> BaseChatModel:
     return model.model_copy(update=dict(changes))
 
 
-def takes_hints(model: BaseChatModel) -> bool:
-    """Returns whether hints may ride in the body of the model's requests.
-
-    Only to an OpenAI-compatible server that is given by URL: the provider's own refuses fields that
-    it does not know.
-    """
-    return "extra_body" in type(model).model_fields and bool(model_reference(model).endpoint)
-
-
 def message_of(result: LLMResult) -> BaseMessage | None:
     """Returns the first answer of a finished call, None if there is none."""
     generations = result.generations
@@ -73,10 +63,15 @@ def message_of(result: LLMResult) -> BaseMessage | None:
     return message
 
 
-def usage_of(result: LLMResult) -> Usage:
-    """Returns what the provider reported for one call; tokens that it does not report are 0."""
-    usage = usage_of_message(message_of(result))
-    older = (result.llm_output or {}).get("token_usage") or {}
+def usage_of(report: Mapping[str, Any] | None, llm_output: Mapping[str, Any] | None) -> Usage:
+    """Returns what the provider reported for one call; tokens that it does not report are 0.
+
+    Args:
+        report: what the answer carries, its `usage_metadata`.
+        llm_output: what stands beside it in the result: where completion models report.
+    """
+    usage = _usage(report)
+    older = (llm_output or {}).get("token_usage") or {}
     if usage.input_tokens or usage.output_tokens or not older:
         return usage
     return Usage(
@@ -89,21 +84,24 @@ def usage_of(result: LLMResult) -> Usage:
 
 def usage_of_message(message: BaseMessage | None) -> Usage:
     """Returns the report that an answer carries; each answer of a request carries all of it."""
-    report = getattr(message, "usage_metadata", None) or {}
-    details = report.get("input_token_details") or {}
+    return _usage(getattr(message, "usage_metadata", None))
+
+
+def _usage(report: Mapping[str, Any] | None) -> Usage:
+    known = report or {}
+    details = known.get("input_token_details") or {}
     return Usage(
-        input_tokens=_count(report.get("input_tokens")),
-        output_tokens=_count(report.get("output_tokens")),
+        input_tokens=_count(known.get("input_tokens")),
+        output_tokens=_count(known.get("output_tokens")),
         cached_tokens=_count(details.get("cache_read")),
         requests=1,
         cost_usd=None,
     )
 
 
-def is_from_cache(result: LLMResult) -> bool:
-    """Returns whether LangChain's response cache gave the answer (it then sets a cost of 0)."""
-    report = getattr(message_of(result), "usage_metadata", None) or {}
-    return "total_cost" in report
+def is_from_cache(report: Mapping[str, Any] | None) -> bool:
+    """Returns whether LangChain's response cache gave the answer (it then reports a cost of 0)."""
+    return "total_cost" in (report or {})
 
 
 def _count(value: Any) -> int:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from contextvars import ContextVar
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any  # Any: inputs, arguments and replies are those of the user's model class
+from uuid import uuid4
 
+from adaseek.hints import Hint
 from langchain_core.language_models import BaseChatModel
 from langchain_core.messages import AIMessage, AIMessageChunk, BaseMessage
 from langchain_core.outputs import ChatGeneration, LLMResult
@@ -18,12 +18,9 @@ from langchain_core.runnables.config import merge_configs
 from adaseek_langchain._flow import Ask, Flow, adrive, drive
 from adaseek_langchain._messages import answer_chunk
 from adaseek_langchain._plan import Plan
-from adaseek_langchain._seam import Carrier, Request, sending
+from adaseek_langchain._seam import Carrier, Request, begin_sending, end_sending, sending
 
-__all__ = ["Below", "Route", "config_of", "is_inside"]
-
-_INSIDE: ContextVar[bool] = ContextVar("adaseek_langchain_inside", default=False)
-"""Set while a call runs that was looked at already: what it calls itself is not looked at again."""
+__all__ = ["Below", "Route", "config_of"]
 
 Below = Callable[..., Any] | None
 """The entry point that our wrapper wraps; None: there is no wrapper of ours on the class."""
@@ -32,22 +29,7 @@ _NO_STREAM = "nostream"
 """LangGraph's tag for runs whose tokens are not the program's answer."""
 
 
-def is_inside() -> bool:
-    """Returns whether this context runs inside a call that has been dealt with."""
-    return _INSIDE.get()
-
-
-@contextmanager
-def _inside(request: Request) -> Iterator[None]:
-    token = _INSIDE.set(True)
-    try:
-        with sending(request):
-            yield
-    finally:
-        _INSIDE.reset(token)
-
-
-@dataclass(frozen=True)
+@dataclass(slots=True, eq=False)  # not frozen: one is made for every model call that is observed
 class Route:
     """One call of a chat model, and what becomes of it.
 
@@ -70,19 +52,25 @@ class Route:
         """Returns the answer."""
         if self.plan is not None and self.plan.flow is not None:
             return self._put_together(self.plan.flow(), config)
-        model, sent, kwargs = self._single(streams=False)
-        with _inside(self.request):
+        model, sent, kwargs = self._single()
+        token = begin_sending(self.request)
+        try:
             answer: AIMessage = _entry(model, "invoke", below)(sent, config, **kwargs)
             return answer
+        finally:
+            end_sending(token)
 
     async def ainvoke(self, config: RunnableConfig | None, below: Below = None) -> AIMessage:
         """Returns the answer."""
         if self.plan is not None and self.plan.flow is not None:
             return await self._aput_together(self.plan.flow(), config)
-        model, sent, kwargs = self._single(streams=False)
-        with _inside(self.request):
+        model, sent, kwargs = self._single()
+        token = begin_sending(self.request)
+        try:
             answer: AIMessage = await _entry(model, "ainvoke", below)(sent, config, **kwargs)
             return answer
+        finally:
+            end_sending(token)
 
     def stream(
         self, config: RunnableConfig | None, below: Below = None
@@ -91,7 +79,7 @@ class Route:
         if self.plan is not None and self.plan.flow is not None:
             yield answer_chunk(self._put_together(self.plan.flow(), config))
             return
-        model, sent, kwargs = self._single(streams=True)
+        model, sent, kwargs = self._single()
         yield from _stepped(_entry(model, "stream", below)(sent, config, **kwargs), self.request)
 
     async def astream(
@@ -101,7 +89,7 @@ class Route:
         if self.plan is not None and self.plan.flow is not None:
             yield answer_chunk(await self._aput_together(self.plan.flow(), config))
             return
-        model, sent, kwargs = self._single(streams=True)
+        model, sent, kwargs = self._single()
         source = _entry(model, "astream", below)(sent, config, **kwargs)
         chunks = _astepped(source, self.request)
         try:
@@ -114,8 +102,8 @@ class Route:
         """Returns the answer as `generate` returns it; `arguments` are callbacks, tags ..."""
         if self.plan is not None and self.plan.flow is not None:
             return _as_result(self._put_together(self.plan.flow(), config_of(arguments)))
-        model, _, kwargs = self._single(streams=False)
-        with _inside(self.request):
+        model, _, kwargs = self._single()
+        with sending(self.request):
             generate = _entry(model, "generate", below)
             result: LLMResult = generate([self._messages()], **arguments, **kwargs)
             return result
@@ -124,8 +112,8 @@ class Route:
         """Returns the answer as `agenerate` returns it; `arguments` are callbacks, tags ..."""
         if self.plan is not None and self.plan.flow is not None:
             return _as_result(await self._aput_together(self.plan.flow(), config_of(arguments)))
-        model, _, kwargs = self._single(streams=False)
-        with _inside(self.request):
+        model, _, kwargs = self._single()
+        with sending(self.request):
             generate = _entry(model, "agenerate", below)
             result: LLMResult = await generate([self._messages()], **arguments, **kwargs)
             return result
@@ -136,17 +124,27 @@ class Route:
         Its stream is read in the consumer's context, so a plan of several requests cannot be
         carried out here: the request goes out as the program made it, and that is counted.
         """
-        model, sent, kwargs = self._streamable()._single(streams=True)
-        with _inside(self.request):
+        model, sent, kwargs = self._streamable()._single()
+        with sending(self.request):
             start = _entry(model, "stream_events", below)
-            return start(sent, config, version="v3", **kwargs)
+            return start(sent, self._begun_later(config), version="v3", **kwargs)
 
     async def aevents(self, config: RunnableConfig | None, below: Below = None) -> Any:
         """As `events`; the task that makes the request takes this context along."""
-        model, sent, kwargs = self._streamable()._single(streams=True)
-        with _inside(self.request):
+        model, sent, kwargs = self._streamable()._single()
+        with sending(self.request):
             start = _entry(model, "astream_events", below)
-            return await start(sent, config, version="v3", **kwargs)
+            return await start(sent, self._begun_later(config), version="v3", **kwargs)
+
+    def _begun_later(self, config: RunnableConfig | None) -> RunnableConfig:
+        """Returns `config` with an id for the run: it begins when its stream is first read, in the
+        reader's context, which does not tell whose call it is."""
+        named = RunnableConfig(**(config or {}))
+        run_id = named.get("run_id") or uuid4()
+        named["run_id"] = run_id
+        if self.carrier is not None:
+            self.carrier.expects(run_id, self.request)
+        return named
 
     def _streamable(self) -> Route:
         if self.plan is None or self.plan.flow is None:
@@ -154,26 +152,20 @@ class Route:
         self._missed("several requests cannot be streamed as events of version v3")
         return replace(self, plan=None)
 
-    def _single(self, *, streams: bool) -> tuple[BaseChatModel, Any, Mapping[str, Any]]:
+    def _single(self) -> tuple[BaseChatModel, Any, Mapping[str, Any]]:
         """Returns model, input and arguments of the one request to send."""
         if self.plan is None:
-            own = self.request.model
-            kwargs = self._hinted(own, self.kwargs)
-            return self._serving(own, streams=streams), self.input, kwargs
+            return self._serving(self.request.model, self.request), self.input, self.kwargs
         ask = self.plan.ask
-        model = self._serving(ask.model, streams=streams)
-        kwargs = self._hinted(ask.model, ask.request.kwargs)
-        return model, list(ask.request.messages), kwargs
-
-    def _hinted(self, model: BaseChatModel, kwargs: Mapping[str, Any]) -> Mapping[str, Any]:
-        return kwargs if self.carrier is None else self.carrier.hinted(model, kwargs)
+        model = self._serving(ask.model, self.request)
+        return model, list(ask.request.messages), ask.request.kwargs
 
     def _messages(self) -> list[BaseMessage]:
         sent = self.request.messages if self.plan is None else self.plan.ask.request.messages
         return list(sent)
 
-    def _serving(self, model: BaseChatModel, *, streams: bool) -> BaseChatModel:
-        return model if self.carrier is None else self.carrier.serving(model, streams=streams)
+    def _serving(self, model: BaseChatModel, request: Request) -> BaseChatModel:
+        return model if self.carrier is None else self.carrier.serving(model, request)
 
     def _put_together(self, flow: Flow, config: RunnableConfig | None) -> AIMessage:
         """Returns the answer of several requests, each a child run of one run of ours."""
@@ -192,7 +184,7 @@ class Route:
                 return drive(flow, ask)
             except Exception as error:  # an isolation boundary of production
                 self._raise_unless_ours(error, failures)
-                with _inside(self.request):
+                with sending(self.request):
                     return self.request.model.invoke(self.input, config, **self.kwargs)
 
         return RunnableLambda(run, name=self._name()).invoke(self.input, config)
@@ -214,7 +206,7 @@ class Route:
                 return await adrive(flow, ask)
             except Exception as error:  # as in `_put_together`
                 self._raise_unless_ours(error, failures)
-                with _inside(self.request):
+                with sending(self.request):
                     return await self.request.model.ainvoke(self.input, config, **self.kwargs)
 
         answer: AIMessage = await RunnableLambda(run, name=self._name()).ainvoke(self.input, config)
@@ -224,19 +216,23 @@ class Route:
         return f"adaseek:{self.request.step}"
 
     def _ask(self, item: Ask, config: RunnableConfig) -> AIMessage:
-        model = self._serving(item.model, streams=False)
-        with _inside(self._asked(item)):
-            kwargs = self._hinted(item.model, item.request.kwargs)
-            return model.invoke(list(item.request.messages), _unstreamed(config), **kwargs)
+        asked = self._asked(item)
+        model = self._serving(item.model, asked)
+        with sending(asked):
+            sent, kwargs = list(item.request.messages), item.request.kwargs
+            return model.invoke(sent, _unstreamed(config), **kwargs)
 
     async def _aask(self, item: Ask, config: RunnableConfig) -> AIMessage:
-        model = self._serving(item.model, streams=False)
-        with _inside(self._asked(item)):
-            kwargs = self._hinted(item.model, item.request.kwargs)
-            return await model.ainvoke(list(item.request.messages), _unstreamed(config), **kwargs)
+        asked = self._asked(item)
+        model = self._serving(item.model, asked)
+        with sending(asked):
+            sent, kwargs = list(item.request.messages), item.request.kwargs
+            return await model.ainvoke(sent, _unstreamed(config), **kwargs)
 
     def _asked(self, item: Ask) -> Request:
-        return Request(item.step, item.model, self.request.messages, self.request.kwargs)
+        # What follows is known of the step, not of one request among several for it.
+        hint = self.request.hint and Hint(session=self.request.hint.session)
+        return replace(self.request, step=item.step, model=item.model, hint=hint)
 
     def _raise_unless_ours(self, error: Exception, failures: Sequence[Exception]) -> None:
         """Raises `error` if a model raised it, or if nothing may be hidden; else counts it."""
@@ -266,11 +262,13 @@ def _stepped(chunks: Iterator[Any], request: Request) -> Iterator[Any]:
     source: Any = chunks  # a generator: closed and thrown into as without us
     try:
         while True:
-            with _inside(request):
-                try:
-                    chunk = next(source) if thrown is None else source.throw(thrown)
-                except StopIteration:
-                    return
+            token = begin_sending(request)
+            try:
+                chunk = next(source) if thrown is None else source.throw(thrown)
+            except StopIteration:
+                return
+            finally:
+                end_sending(token)
             thrown = None
             try:
                 yield chunk
@@ -288,11 +286,13 @@ async def _astepped(chunks: AsyncIterator[Any], request: Request) -> AsyncGenera
     source: Any = chunks
     try:
         while True:
-            with _inside(request):
-                try:
-                    chunk = await (anext(source) if thrown is None else source.athrow(thrown))
-                except StopAsyncIteration:
-                    return
+            token = begin_sending(request)
+            try:
+                chunk = await (anext(source) if thrown is None else source.athrow(thrown))
+            except StopAsyncIteration:
+                return
+            finally:
+                end_sending(token)
             thrown = None
             try:
                 yield chunk

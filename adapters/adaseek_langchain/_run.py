@@ -20,7 +20,7 @@ from adaseek_langchain._errors import error_kind
 from adaseek_langchain._program import as_program, isolated, own_copy
 from adaseek_langchain._recorder import Recorder
 from adaseek_langchain._reports import copied
-from adaseek_langchain._seam import active
+from adaseek_langchain._seam import Request, active
 from adaseek_langchain._served import Served
 from adaseek_langchain._walk import Walk, walk
 from adaseek_langchain.hook import AdaSeekHook
@@ -86,8 +86,8 @@ class _RunHook(AdaSeekHook):
         self._recorder = Recorder(1000, context.price, adopts=True)
         self._served = Served(context, self._recorder)
 
-    def serving(self, model: BaseChatModel, *, streams: bool = False) -> BaseChatModel:
-        return self._served.twin(super().serving(model, streams=streams))
+    def serving(self, model: BaseChatModel, request: Request) -> BaseChatModel:
+        return self._served.twin(super().serving(model, request))
 
     def fail_open(self, step: str, reason: str) -> None:
         # No warning: the run ends with an error, since its outcome would be another config's.

@@ -8,18 +8,20 @@ says, and sends it under `sending(...)`, so that the callbacks of the call know 
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from contextvars import ContextVar
+from contextvars import ContextVar, Token
 from dataclasses import dataclass, field
 from typing import Any  # Any: the arguments of a chat model are those of its provider
 from uuid import UUID
 
+from adaseek.hints import Hint
 from adaseek.recipe import Recipe
 from adaseek.workflow import Step
 from langchain_core.callbacks import BaseCallbackHandler
 from langchain_core.language_models.chat_models import BaseChatModel
-from langchain_core.messages import BaseMessage
+from langchain_core.messages import BaseMessage, HumanMessage, convert_to_messages
+from langchain_core.prompt_values import ChatPromptValue, PromptValue
 from langchain_core.runnables import RunnableConfig
 from langchain_core.tracers.context import register_configure_hook
 
@@ -32,7 +34,11 @@ __all__ = [
     "Request",
     "active",
     "active_carrier",
+    "begin_sending",
     "current_request",
+    "end_sending",
+    "is_inside",
+    "messages_of",
     "sending",
 ]
 
@@ -41,20 +47,51 @@ INPUT, OUTPUT, TOOL_CALLS = "input", "output", "tool_calls"
 list of messages), the text that it answers, and the tools that it calls."""
 
 
-@dataclass(frozen=True)
+def messages_of(given: Any) -> list[BaseMessage] | None:
+    """Returns a chat model's input as messages; None if it is none."""
+    try:
+        if isinstance(given, PromptValue):
+            return given.to_messages()
+        return [HumanMessage(given)] if isinstance(given, str) else convert_to_messages(given)
+    except (NotImplementedError, TypeError, ValueError):
+        return None
+
+
+# Neither frozen nor with a `messages` worked out at once: one is made for every model call that
+# is observed, and most are never looked at.
+@dataclass(slots=True, eq=False)
 class Request:
     """One call of a chat model as the program made it, before anything was rewritten.
 
     Attributes:
         step: the id of its step, or `member_id(step, i)` inside an ensemble.
-        messages: what the program sends; what is tuned in addition is not part of it.
+        given: what the program sends, in any form that a chat model takes; a list is copied, for
+            the program may change it later. What is tuned in addition is not part of it.
         kwargs: bound and given arguments (tools, response_format, stop ...).
+        frame: the identity of the frame of the user's code that made the call, 0 if unknown.
+        hint: what to tell the model server beside it; None: nothing.
     """
 
     step: str
     model: BaseChatModel
-    messages: tuple[BaseMessage, ...]
+    given: Any
     kwargs: Mapping[str, Any] = field(default_factory=dict)
+    frame: int = 0
+    hint: Hint | None = None
+    _messages: tuple[BaseMessage, ...] | None = None
+
+    def __post_init__(self) -> None:
+        if isinstance(self.given, list):
+            self.given = tuple(self.given)
+        elif isinstance(self.given, ChatPromptValue):
+            self.given = tuple(self.given.messages)
+
+    @property
+    def messages(self) -> tuple[BaseMessage, ...]:
+        """What is sent, as messages."""
+        if self._messages is None:
+            self._messages = tuple(messages_of(self.given) or ())
+        return self._messages
 
 
 MODEL_RUN: ContextVar[UUID | None] = ContextVar("adaseek_langchain_run", default=None)
@@ -82,6 +119,16 @@ def active_carrier() -> Carrier | None:
     return _ACTIVE.get()
 
 
+def begin_sending(request: Request) -> Token[Request | None]:
+    """Makes `request` the one that chat-model callbacks belong to, until `end_sending`."""
+    return _REQUEST.set(request)
+
+
+def end_sending(token: Token[Request | None]) -> None:
+    """Ends what `begin_sending` began."""
+    _REQUEST.reset(token)
+
+
 @contextmanager
 def sending(request: Request) -> Iterator[None]:
     """Makes `request` the one that chat-model callbacks inside belong to.
@@ -99,6 +146,14 @@ def sending(request: Request) -> Iterator[None]:
 def current_request() -> Request | None:
     """Returns the request that is being sent in this context, or None."""
     return _REQUEST.get()
+
+
+def is_inside() -> bool:
+    """Returns whether this context runs inside a call that was dealt with.
+
+    What such a call calls itself is not looked at again.
+    """
+    return _REQUEST.get() is not None
 
 
 class Carrier(BaseCallbackHandler):
@@ -132,27 +187,28 @@ class Carrier(BaseCallbackHandler):
     def request(
         self,
         model: BaseChatModel,
-        messages: Sequence[BaseMessage],
+        given: Any,
         kwargs: Mapping[str, Any],
         config: RunnableConfig,
     ) -> Request:
         """Returns the call that starts now as a request of its step.
 
         Must be called from the frame of the wrapped entry point: the place in the user's code is
-        part of a step's id. `config` is `ensure_config(config)` of the call.
+        part of a step's id. Of `config`, callbacks and tags count, as `effective_config` finds
+        them.
         """
 
     @abstractmethod
-    def serving(self, model: BaseChatModel, *, streams: bool = False) -> BaseChatModel:
-        """Returns the model to really call in place of `model` (often `model` itself).
+    def serving(self, model: BaseChatModel, request: Request) -> BaseChatModel:
+        """Returns the model to really call in place of `model` for `request` (often itself).
 
-        The twin keeps usage complete in streams, answers from a tuning run's memo and waits at
-        its gate. To be asked for each call of the wrapped entry points, also inside ensembles.
+        The twin keeps usage complete in streams, tells the server what goes with the request,
+        answers from a tuning run's memo and waits at its gate. To be asked for each call of the
+        wrapped entry points, also inside ensembles.
         """
 
-    def hinted(self, model: BaseChatModel, kwargs: Mapping[str, Any]) -> Mapping[str, Any]:
-        """Returns a call's arguments with what the carrier tells the server beside the request."""
-        return kwargs
+    def expects(self, run_id: UUID, request: Request) -> None:
+        """Notes that the run `run_id`, which begins later, is a call of `request`."""
 
     @abstractmethod
     def fail_open(self, step: str, reason: str) -> None:

@@ -5,18 +5,18 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, Literal  # Any: call arguments are the provider's
+from typing import Any, Literal  # Any: call arguments are the provider's
+from uuid import UUID
 
 from adaseek.recipe import owner_id
 from adaseek.workflow import Call, Edge, Field, ModelRef, Note, Signature, Step, Workflow
 from langchain_core.messages import BaseMessage
 
 from adaseek_langchain._messages import num_leading_system
-from adaseek_langchain._reports import model_reference, reference_from
+from adaseek_langchain._prompts import template_of
+from adaseek_langchain._recorder import Recorder, Run
 from adaseek_langchain._seam import INPUT, OUTPUT, TOOL_CALLS
-
-if TYPE_CHECKING:
-    from adaseek_langchain._recorder import Recorder, Run
+from adaseek_langchain._traces import model_of, trace_of
 
 __all__ = [
     "COGS",
@@ -44,7 +44,11 @@ _FORCED = frozenset({"any", "required"})
 
 @dataclass(frozen=True)
 class Observation:
-    """One call of a chat model: what the program sent, and with which arguments."""
+    """One call of a chat model: what the program sent, and with which arguments.
+
+    `template` is what the prompt in front of it says, `{name}` for its variables; None: there is
+    none, or it cannot be told.
+    """
 
     step: str
     name: str
@@ -52,23 +56,30 @@ class Observation:
     kwargs: Mapping[str, Any] = field(default_factory=dict)
     model: ModelRef | None = None
     parent: str | None = None
+    template: str | None = None
 
 
 def observations(runs: Iterable[Run]) -> list[Observation]:
     """Returns the chat-model calls among `runs`; what an ensemble asks besides is left out."""
     found = []
+    prompts: dict[UUID, Run] = {}
     for run in runs:
+        if run.run_type == "prompt" and run.parent is not None:
+            prompts[run.parent.id] = run
         if run.kind != "lm" or (run.request is not None and "#" in run.step):
             continue
         request = run.request
+        messages = request.messages if request else run.given
+        prompt = prompts.get(run.parent.id) if run.parent is not None else None
         found.append(
             Observation(
                 step=run.step,
                 name=run.name,
-                messages=request.messages if request else run.given,
-                kwargs=request.kwargs if request else run.parameters,
-                model=model_reference(request.model) if request else reference_from(run.settings),
+                messages=messages,
+                kwargs=request.kwargs if request else run.parameters or {},
+                model=model_of(run),
                 parent=_container(run),
+                template=template_of(prompt.settings, prompt.given, messages) if prompt else None,
             )
         )
     return found
@@ -214,11 +225,12 @@ def observed_workflow(recorder: Recorder, base: Workflow | None) -> Workflow:
     steps: dict[str, Step] = dict(base.steps) if base is not None else {}
     for step, seen_calls in by_step.items():
         if step not in steps:
-            steps[step] = lm_step(seen_calls)
+            templates = {seen.template for seen in seen_calls}
+            steps[step] = lm_step(seen_calls, templates.pop() if len(templates) == 1 else None)
     edges = set(base.edges) if base is not None else set()
     notes = {note.text: note for note in (base.notes if base is not None else ())}
     for tree in trees:
-        trace = recorder.trace(tree)
+        trace = trace_of(tree, recorder.priced)
         for call in trace.calls:
             owner = owner_id(call.step)
             if owner not in steps:

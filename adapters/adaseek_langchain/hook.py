@@ -5,14 +5,13 @@ from __future__ import annotations
 import threading
 import warnings
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from functools import partial
 from typing import Any  # Any: callback arguments are the framework's own
 from uuid import UUID
 
 from adaseek.errors import choices
 from adaseek.evaluation.pricing import PriceTable
-from adaseek.hints import Hint
 from adaseek.recipe import Recipe, owner_id
 from adaseek.workflow import ModelRef, Step, StepKind, Trace, Workflow
 from langchain_core.language_models.chat_models import BaseChatModel
@@ -20,11 +19,13 @@ from langchain_core.messages import BaseMessage
 from langchain_core.outputs import LLMResult
 from langchain_core.runnables import RunnableConfig
 
-from adaseek_langchain._keys import tool_step_id
-from adaseek_langchain._recorder import Recorder, Run
-from adaseek_langchain._reports import copied, model_reference, takes_hints
+from adaseek_langchain._hinting import Hinting, add_to_requests, takes_hints
+from adaseek_langchain._keys import tool_step_id, user_frame
+from adaseek_langchain._recorder import Recorder, Run, Tree
+from adaseek_langchain._reports import copied, model_reference
 from adaseek_langchain._seam import MODEL_RUN, Carrier, Request, current_request
 from adaseek_langchain._steps import observed_workflow
+from adaseek_langchain._traces import trace_of
 
 __all__ = ["AdaSeekHook"]
 
@@ -40,6 +41,10 @@ class AdaSeekHook(Carrier):
         recipe: what to change at which step; None: nothing is changed.
         session: name of the conversation that the calls belong to. It is sent to OpenAI-compatible
             servers that are given by URL (`adaseek.hints`); None: nothing is sent.
+        hints: whether to send, too, what will probably follow a request: the tool that its answer
+            calls and how long that takes, as runs before have shown, or that the session ends.
+            None: if there is a `session`. True without one: each invocation is a session, called
+            by LangGraph's thread if there is one. No answer depends on it.
         models: model key -> chat model, for settings that name a model. One that is missing is
             made from the step's own model under the other name.
         rewards: name -> reward function, for `best_of` ensembles.
@@ -57,6 +62,7 @@ class AdaSeekHook(Carrier):
         recipe: Recipe | None = None,
         session: str | None = None,
         *,
+        hints: bool | None = None,
         models: Mapping[str, Any] | None = None,
         rewards: Mapping[str, Any] | None = None,
         prices: Mapping[str, Mapping[str, float]] | None = None,
@@ -66,14 +72,16 @@ class AdaSeekHook(Carrier):
     ) -> None:
         super().__init__()
         self.session = session
-        self._hint = Hint(session=session or "")
+        self._hinting: Hinting | None = None
+        if session or hints:
+            self._hinting = Hinting(session, foresees=hints is not False)
         self.misses: Counter[str] = Counter()
         self._recipe = recipe if recipe is not None else Recipe()
         self._models = dict(models or {})
         self._rewards = dict(rewards or {})
         self._workflow = workflow
         self._stream_usage = stream_usage
-        self._is_met = False
+        self._is_met = self._recipe.is_empty
         self._lock = threading.Lock()
         table = PriceTable.parse(prices or {})
         self._recorder = Recorder(max_traces, table.price)
@@ -90,7 +98,8 @@ class AdaSeekHook(Carrier):
     @property
     def traces(self) -> list[Trace]:
         """The finished invocations, newest last."""
-        return [self._recorder.trace(tree) for tree in self._recorder.trees()]
+        recorder = self._recorder
+        return [trace_of(tree, recorder.priced) for tree in recorder.trees()]
 
     @property
     def workflow(self) -> Workflow:
@@ -125,35 +134,36 @@ class AdaSeekHook(Carrier):
     def request(
         self,
         model: BaseChatModel,
-        messages: Sequence[BaseMessage],
+        given: Any,
         kwargs: Mapping[str, Any],
         config: RunnableConfig,
     ) -> Request:
         manager = config.get("callbacks")
         parent = getattr(manager, "parent_run_id", None)
         tags = getattr(manager, "tags", None) or config.get("tags")
-        variant = partial(_variant, model)
-        step = self._recorder.step_of(parent, tags, variant, model.get_name())
-        return Request(step, model, tuple(messages), dict(kwargs))
+        frame = user_frame()
+        step = self._recorder.step_of(parent, tags, frame, partial(_variant, model), model)
+        made = Request(step, model, given, dict(kwargs), id(frame) if frame is not None else 0)
+        if self._hinting is not None:
+            made.hint = self._hinting.hint(step, self._recorder.tree(parent))
+        return made
 
-    def serving(self, model: BaseChatModel, *, streams: bool = False) -> BaseChatModel:
+    def serving(self, model: BaseChatModel, request: Request) -> BaseChatModel:
         # Also where the program does not ask for a stream: a handler may turn any call into one.
-        changes: dict[str, Any] = {}
-        if self._stream_usage and getattr(model, "stream_usage", False) is None:
-            changes["stream_usage"] = True
-        if takes_hints(model) and not self._hint.is_empty:
-            changes["extra_body"] = self._hint.added_to(getattr(model, "extra_body", None) or {})
-        if not changes:
+        streams = self._stream_usage and vars(model).get("stream_usage", False) is None
+        hint = request.hint if request.hint is not None and takes_hints(model) else None
+        if not streams and hint is None:
             return model
         # Worked out before the copy is made, and so shared by it: a response cache then knows the
         # copy by the same name as the original.
         getattr(model, "_serialized", None)
-        return copied(model, changes)
+        copy = copied(model, {"stream_usage": True} if streams else {})
+        if hint is not None:
+            add_to_requests(copy, hint)
+        return copy
 
-    def hinted(self, model: BaseChatModel, kwargs: Mapping[str, Any]) -> Mapping[str, Any]:
-        if self._hint.is_empty or not takes_hints(model) or "extra_body" not in kwargs:
-            return kwargs  # the copy that `serving` made says it
-        return {**kwargs, "extra_body": self._hint.added_to(kwargs["extra_body"] or {})}
+    def expects(self, run_id: UUID, request: Request) -> None:
+        self._recorder.expects(run_id, request)
 
     def fail_open(self, step: str, reason: str) -> None:
         with self._lock:
@@ -167,14 +177,21 @@ class AdaSeekHook(Carrier):
                 stacklevel=2,
             )
 
-    def _check_met(self, ended: Run | None) -> None:
+    def _ended(self, tree: Tree | None) -> None:
+        """Takes in an invocation that has ended, if one has."""
+        if tree is not None:
+            self._check_met(tree)
+            if self._hinting is not None:
+                self._hinting.learn(tree)
+
+    def _check_met(self, ended: Tree) -> None:
         """Counts an invocation that asked models, none of them at a step of the recipe.
 
         Once a step of the recipe was met, it is for this program: another branch may lack it.
         """
-        if self._is_met or ended is None or ended.parent is not None or self._recipe.is_empty:
+        if self._is_met:
             return
-        seen = {owner_id(run.step) for run in ended.tree.runs if run.kind == "lm"}
+        seen = {owner_id(run.step) for run in ended.runs if run.kind == "lm"}
         wanted = sorted({owner_id(step) for step in self._recipe.settings})
         self._is_met = not seen.isdisjoint(wanted)
         if seen and not self._is_met:
@@ -198,11 +215,16 @@ class AdaSeekHook(Carrier):
         run = self._recorder.begin(
             run_id, parent_run_id, None, name or _name(serialized), tags, inputs
         )
-        if run is not None and run_type:
-            run.run_type = run_type
+        if run is None:
+            return
+        run.run_type, run.settings = run_type or "", serialized
+        if run.parent is None and self._hinting is not None:
+            tree = self._recorder.tree(run_id)
+            if tree is not None:
+                self._hinting.began(tree, metadata)
 
     def on_chain_end(self, outputs: Any, *, run_id: UUID, **kwargs: Any) -> None:
-        self._check_met(self._recorder.end(run_id, outputs))
+        self._ended(self._recorder.end(run_id, outputs))
 
     def on_chain_error(self, error: BaseException, *, run_id: UUID, **kwargs: Any) -> None:
         self._recorder.end(run_id, error=error)
@@ -244,7 +266,7 @@ class AdaSeekHook(Carrier):
         self._recorder.first_token(run_id)
 
     def on_llm_end(self, response: LLMResult, *, run_id: UUID, **kwargs: Any) -> None:
-        self._check_met(self._recorder.end(run_id, response))
+        self._ended(self._recorder.end(run_id, response))
 
     def on_llm_error(self, error: BaseException, *, run_id: UUID, **kwargs: Any) -> None:
         self._recorder.end(run_id, error=error)
@@ -306,19 +328,22 @@ class AdaSeekHook(Carrier):
         tags: list[str] | None,
         details: Mapping[str, Any],
     ) -> Run | None:
-        run = self._recorder.begin(run_id, parent_run_id, "lm", _name(serialized), tags, messages)
+        request = current_request() or self._recorder.expected(run_id)
+        name = _name(serialized)
+        begin = self._recorder.begin
+        run = begin(run_id, parent_run_id, "lm", name, tags, messages, request)
         if run is None:
             return None
         MODEL_RUN.set(run_id)
-        run.parameters = details.get("invocation_params") or {}
-        run.request = current_request()
-        if run.request is not None:
-            run.step = run.request.step
+        parameters: Mapping[str, Any] = details.get("invocation_params") or {}
+        run.parameters = parameters
+        if request is not None:
+            run.step = request.step
         else:
             settings = (serialized or {}).get("kwargs") or {}
-            run.settings = {**run.parameters, **settings, "_class": _name(serialized)}
-            variant = partial(_first_text, run.settings, "model_name", "model")
-            run.step = self._recorder.step_of(parent_run_id, tags, variant, run.name)
+            run.settings = {**parameters, **settings, "_class": name}
+            variant = partial(_first_text, {**parameters, **settings}, "model_name", "model")
+            run.step = self._recorder.step_of(parent_run_id, tags, user_frame(), variant, name)
         return run
 
 

@@ -12,14 +12,14 @@ from adaseek.workflow import Step, Workflow
 from langchain.agents.middleware import AgentMiddleware, ModelRequest, ModelResponse
 from langchain_core.language_models import BaseChatModel
 from langchain_core.runnables import RunnableConfig
-from langchain_core.runnables.config import ensure_config
 
-from adaseek_langchain._interpose import carrier_of, messages_of
+from adaseek_langchain._compat import effective_config
+from adaseek_langchain._interpose import carrier_of
 from adaseek_langchain._keys import LEAF
 from adaseek_langchain._menu import Models
 from adaseek_langchain._plan import Tuning, check_settings, plan
 from adaseek_langchain._route import Route
-from adaseek_langchain._seam import Request
+from adaseek_langchain._seam import Request, messages_of
 from adaseek_langchain._tuned import tuned
 
 __all__ = ["AdaSeekMiddleware"]
@@ -101,12 +101,12 @@ class AdaSeekMiddleware(AgentMiddleware):
             messages = messages_of(given)
             if messages is None:
                 return None
-            ensured = ensure_config(config)
-            carrier = carrier_of(model, ensured)
-            request = Request(self.step, model, tuple(messages), dict(kwargs))
+            effective = effective_config(config)
+            carrier = carrier_of(model, effective)
+            request = Request(self.step, model, messages, dict(kwargs))
             if carrier is not None:
-                seen = carrier.request(model, messages, kwargs, ensured)
-                request = replace(seen, step=self.step)
+                request = carrier.request(model, messages, kwargs, effective)
+                request.step = self.step
             planned = plan(request, tuning)
             return Route(request, given, kwargs, planned, carrier, fails_open=False)
 

@@ -12,10 +12,11 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any  # Any: a request's body holds JSON values
+from urllib.parse import urlsplit
 
 from adaseek.errors import ConfigurationError, require
 
-__all__ = ["MAX_NAME_CHARACTERS", "MAX_SECONDS", "Hint"]
+__all__ = ["MAX_NAME_CHARACTERS", "MAX_SECONDS", "Hint", "is_name", "may_be_told"]
 
 MAX_NAME_CHARACTERS = 128
 """Longest name of a session or tool: hints are kept by the server, so their size is bounded."""
@@ -25,6 +26,19 @@ MAX_SECONDS = 86_400.0
 
 _SESSION, _ARGUMENTS = "session_id", "vllm_xargs"
 _TOOL, _EXPECT, _KEEP, _FINAL = "kvret_tool", "kvret_expect_s", "kvret_ttl_s", "kvret_final"
+
+
+_REFUSE = ("openai.com", "azure.com")
+"""Providers whose own servers refuse fields that they do not know."""
+
+
+def may_be_told(url: object) -> bool:
+    """Returns whether a server at `url` may be sent hints: one that is given by URL, and is not
+    known to refuse them."""
+    host = urlsplit(url).hostname if isinstance(url, str) else None
+    if not host:
+        return False
+    return not any(host == name or host.endswith(f".{name}") for name in _REFUSE)
 
 
 @dataclass(frozen=True)
@@ -107,6 +121,11 @@ class Hint:
             keep_s=arguments.get(_KEEP),
             final=bool(final),
         )
+
+
+def is_name(text: str) -> bool:
+    """Returns whether `text` may name a session or a tool in a hint."""
+    return 0 < len(text) <= MAX_NAME_CHARACTERS and text.isprintable()
 
 
 def _check_name(name: str, value: object) -> None:

@@ -7,7 +7,7 @@ import math
 
 import pytest
 from adaseek.errors import ConfigurationError
-from adaseek.hints import MAX_NAME_CHARACTERS, MAX_SECONDS, Hint
+from adaseek.hints import MAX_NAME_CHARACTERS, MAX_SECONDS, Hint, is_name, may_be_told
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -116,3 +116,28 @@ def test_the_server_side_reads_the_same_keys() -> None:
         hint.keep_s,
         hint.final,
     )
+
+
+@pytest.mark.parametrize(
+    ("url", "is_told"),
+    [
+        ("http://127.0.0.1:8000/v1", True),
+        ("https://models.example.org/v1", True),
+        ("https://api.openai.com/v1", False),
+        ("https://x.openai.azure.com", False),
+        ("https://notopenai.com/v1", True),
+        ("", False),
+        (None, False),
+    ],
+)
+def test_only_servers_given_by_url_that_take_more_fields_are_told(
+    url: object, is_told: bool
+) -> None:
+    assert may_be_told(url) is is_told
+
+
+def test_a_name_fits_into_a_hint_or_is_no_name() -> None:
+    assert is_name("s1")
+    assert not is_name("")
+    assert not is_name("x" * (MAX_NAME_CHARACTERS + 1))
+    assert not is_name("a\nb")

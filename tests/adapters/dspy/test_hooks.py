@@ -105,6 +105,6 @@ def test_the_public_names_are_functions_whatever_was_imported_before() -> None:
     assert callable(adaseek_dspy.translate)
     assert callable(adaseek_dspy.apply)
     assert callable(adaseek_dspy.discover)
-    assert adaseek_dspy.__all__ == ["AdaSeek", "apply", "discover", "translate"]
+    assert adaseek_dspy.__all__ == ["AdaSeek", "Hints", "apply", "discover", "translate"]
     with pytest.raises(AttributeError, match="no attribute 'other'"):
         _ = adaseek_dspy.other

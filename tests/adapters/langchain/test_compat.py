@@ -15,9 +15,14 @@ pytest.importorskip("langchain")
 pytest.importorskip("langchain_openai")
 
 from adaseek_langchain import AdaSeekHook, _compat
+from adaseek_langchain._prompts import template_of
+from langchain_core.callbacks import BaseCallbackHandler
 from langchain_core.language_models.chat_models import BaseChatModel
+from langchain_core.messages import HumanMessage, SystemMessage
+from langchain_core.prompts import ChatPromptTemplate
 from langchain_core.retrievers import BaseRetriever
 from langchain_core.runnables import RunnableLambda
+from langchain_core.runnables.config import ensure_config
 from langchain_core.tools import BaseTool, tool
 from langchain_openai import ChatOpenAI
 
@@ -35,6 +40,39 @@ def test_context_of_child_runs_holds_the_callbacks_of_the_run() -> None:
     hook = AdaSeekHook()
     RunnableLambda(lambda x: held.append(context.get())).invoke(1, {"callbacks": [hook]})
     assert held[0]["callbacks"].parent_run_id is not None
+
+
+@pytest.mark.parametrize("own", [None, {}, {"tags": ["own"]}, {"callbacks": None, "tags": None}])
+def test_a_call_has_the_callbacks_and_tags_that_langchain_finds(own: Any) -> None:
+    found: list[Any] = []
+
+    def inside(_: Any) -> None:
+        found.append((_compat.effective_config(own), ensure_config(own)))
+
+    hook = AdaSeekHook()
+    RunnableLambda(inside).invoke(1, {"callbacks": [hook], "tags": ["outer"]})
+    ((ours, theirs),) = found
+    for name in ("handlers", "parent_run_id", "tags"):  # the manager itself is copied
+        assert getattr(ours["callbacks"], name) == getattr(theirs["callbacks"], name)
+    assert ours.get("tags") == theirs["tags"]
+    given: Any = {"callbacks": [hook], "tags": ["t"]}
+    assert _compat.effective_config(given) == given
+    assert _compat.effective_config(None) == {}
+
+
+def test_a_prompt_tells_its_template_when_it_runs() -> None:
+    told: list[Any] = []
+
+    class Listening(BaseCallbackHandler):
+        def on_chain_start(self, serialized: Any, inputs: Any, **kwargs: Any) -> None:
+            told.append((serialized, kwargs.get("run_type")))
+
+    asked = ChatPromptTemplate.from_messages([("system", "A {x}"), ("human", "{q}")])
+    asked.invoke({"x": 1, "q": 2}, {"callbacks": [Listening()]})
+    ((serialized, run_type),) = told
+    assert run_type == "prompt"
+    assert template_of(serialized, {"x": 1}, [SystemMessage("A 1"), HumanMessage("2")]) == "A {x}"
+    assert template_of(None, {"x": 1}, [SystemMessage("A 1")]) is None
 
 
 def test_langgraph_says_a_pause_by_its_own_class_of_error() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import warnings
 from collections.abc import Iterator
+from contextvars import Context
 from typing import Any, TypedDict
 
 import pytest
@@ -16,10 +17,10 @@ from adaseek.workflow import ModelRef, Usage
 pytest.importorskip("langchain")
 pytest.importorskip("langchain_openai")
 
-from adaseek_langchain import AdaSeekHook
+from adaseek_langchain import AdaSeekHook, disable, enable
 from langchain.agents import create_agent
 from langchain_core.prompts import ChatPromptTemplate
-from langchain_core.runnables import RunnableLambda
+from langchain_core.runnables import Runnable, RunnableLambda
 from langchain_core.tools import tool
 from langchain_openai import ChatOpenAI
 from langgraph.checkpoint.memory import MemorySaver
@@ -264,6 +265,34 @@ def test_a_recipe_of_another_program_changes_nothing_and_warns_once(
         program.invoke(GIVEN, {"callbacks": [hook]})
     assert [request.raw for request in server.requests] == plain * 2
     assert len([w for w in told if "elsewhere.lm" in str(w.message)]) == 1
+
+
+class Dropping(Runnable[Any, Any]):
+    """A node of the user's that asks its model without the config it was given."""
+
+    def __init__(self, llm: ChatOpenAI) -> None:
+        self.llm = llm
+
+    def invoke(self, given: Any, config: Any = None, **kwargs: Any) -> Any:
+        return Context().run(self.llm.invoke, given["q"])
+
+
+def test_a_node_that_drops_the_config_runs_as_without_us(server: LoopbackServer) -> None:
+    program = RunnableLambda(lambda x: x) | Dropping(model(server))
+    program.invoke(GIVEN)
+    (plain,) = server.requests
+    hook = AdaSeekHook(Recipe({"2.lm": Setting(instructions="Shout.")}))
+    assert program.invoke(GIVEN, {"callbacks": [hook]}).text == "echo[m]: what is it"
+    assert server.requests[-1].raw == plain.raw
+    (trace,) = hook.traces
+    assert trace.error is None
+    assert steps(hook) == []
+    everywhere = enable()
+    try:
+        program.invoke(GIVEN)
+    finally:
+        disable()
+    assert len(steps(everywhere)) == 1
 
 
 def test_a_changed_step_is_left_alone(server: LoopbackServer) -> None:

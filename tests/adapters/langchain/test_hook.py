@@ -19,8 +19,10 @@ pytest.importorskip("langchain")
 pytest.importorskip("langchain_openai")
 
 from adaseek_langchain import AdaSeekHook
+from adaseek_langchain._recorder import Tree
 from langchain.agents import create_agent
 from langchain_core.caches import InMemoryCache
+from langchain_core.messages import HumanMessage
 from langchain_core.output_parsers import StrOutputParser
 from langchain_core.prompts import ChatPromptTemplate
 from langchain_core.runnables import RunnableLambda
@@ -258,6 +260,40 @@ def test_one_hook_serves_many_threads(server: LoopbackServer) -> None:
     assert len(hook.traces) == 24
     assert all(lm_steps(trace) == ["2.lm"] for trace in hook.traces)
     assert seen(hook) == counted(server)
+
+
+def test_what_a_program_changes_afterwards_is_recorded_as_it_was(server: LoopbackServer) -> None:
+    hook = AdaSeekHook()
+    llm = ChatOpenAI(model="m", base_url=server.url, api_key="k")
+    messages: list[Any] = [HumanMessage("first")]
+    llm.invoke(messages, {"callbacks": [hook]})
+    messages.append(HumanMessage("second"))
+    prompt = ChatPromptTemplate.from_messages([("human", "{q}")]).invoke({"q": "third"})
+    llm.invoke(prompt, {"callbacks": [hook]})
+    prompt.messages.append(HumanMessage("fourth"))
+    state: dict[str, Any] = {"items": ["a"]}
+    RunnableLambda(lambda x: x).invoke(state, {"callbacks": [hook]})
+    state["items"].append("b")
+    state["more"] = 1
+    first, second, third = hook.traces
+    assert first.calls[0].inputs == {"input": "first"}
+    assert second.calls[0].inputs == {"input": "third"}
+    assert hook._recorder.trees()[2].root.given == {"items": ["a"]}
+    assert third.calls == ()
+
+
+def test_an_invocation_that_is_not_kept_leaves_nothing_to_collect(server: LoopbackServer) -> None:
+    hook = AdaSeekHook(max_traces=1)
+    program = RunnableLambda(lambda x: x) | ChatOpenAI(model="m", base_url=server.url, api_key="k")
+    program.invoke("a", {"callbacks": [hook]})
+    gc.collect()
+    gc.disable()
+    try:
+        before = sum(isinstance(held, Tree) for held in gc.get_objects())
+        program.invoke("b", {"callbacks": [hook]})
+        assert sum(isinstance(held, Tree) for held in gc.get_objects()) == before
+    finally:
+        gc.enable()
 
 
 def test_only_the_newest_traces_are_kept(server: LoopbackServer) -> None:
