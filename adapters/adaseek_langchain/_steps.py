@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal  # Any: call arguments are the provider's
@@ -39,6 +40,8 @@ OutputForm = Literal["text", "fields", "json_schema", "tool_calls"]
 _FEWEST_CHARACTERS = 24
 """A text this long in a later input came from there; a shorter one may be there by chance."""
 
+_POSITION = re.compile(r"^\d+\.")
+
 _FORCED = frozenset({"any", "required"})
 
 
@@ -47,7 +50,6 @@ class Observation:
     """One call of a chat model: what the program sent, and with which arguments."""
 
     step: str
-    name: str
     messages: Sequence[BaseMessage]
     kwargs: Mapping[str, Any] = field(default_factory=dict)
     model: ModelRef | None = None
@@ -64,7 +66,6 @@ def observations(runs: Iterable[Run]) -> list[Observation]:
         found.append(
             Observation(
                 step=run.step,
-                name=run.name,
                 messages=request.messages if request else run.given,
                 kwargs=request.kwargs if request else run.parameters,
                 model=model_reference(request.model) if request else reference_from(run.settings),
@@ -99,7 +100,7 @@ def lm_step(seen: Sequence[Observation], template: str | None = None, num_demos:
     blocked = dict(_blocked(form, first.kwargs, instructions))
     return Step(
         id=first.step,
-        name=first.name,
+        name=_short_name(first.step),
         parent=first.parent,
         signature=Signature(instructions, (Field(INPUT, "input"), *outputs), form),
         model=first.model,
@@ -237,4 +238,7 @@ def observed_workflow(recorder: Recorder, base: Workflow | None) -> Workflow:
 
 
 def _short_name(step: str) -> str:
-    return step.rpartition("/")[2].removeprefix("tool:")
+    """Returns the last part of a step's path that the user named, without its position."""
+    parts = [_POSITION.sub("", part) for part in step.split("/")]
+    named = [part for part in parts if part != "lm"]
+    return named[-1].removeprefix("tool:") if named else "lm"
