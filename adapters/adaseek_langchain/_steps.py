@@ -27,6 +27,7 @@ __all__ = [
     "lm_step",
     "observations",
     "observed_workflow",
+    "short_name",
     "tool_names",
 ]
 
@@ -100,7 +101,7 @@ def lm_step(seen: Sequence[Observation], template: str | None = None, num_demos:
     blocked = dict(_blocked(form, first.kwargs, instructions))
     return Step(
         id=first.step,
-        name=_short_name(first.step),
+        name=short_name(first.step),
         parent=first.parent,
         signature=Signature(instructions, (Field(INPUT, "input"), *outputs), form),
         model=first.model,
@@ -223,7 +224,7 @@ def observed_workflow(recorder: Recorder, base: Workflow | None) -> Workflow:
         for call in trace.calls:
             owner = owner_id(call.step)
             if owner not in steps:
-                steps[owner] = Step(owner, call.kind, _short_name(owner), dynamic=base is not None)
+                steps[owner] = Step(owner, call.kind, short_name(owner), dynamic=base is not None)
             if call.kind == "lm" and not call.error and not call.usage.input_tokens:
                 text = f"The model of `{owner}` reports no usage: its tokens and cost are unknown."
                 notes[text] = Note("warning", text, owner)
@@ -237,7 +238,7 @@ def observed_workflow(recorder: Recorder, base: Workflow | None) -> Workflow:
     )
 
 
-def _short_name(step: str) -> str:
+def short_name(step: str) -> str:
     """Returns the last part of a step's path that the user named, without its position."""
     parts = [_POSITION.sub("", part) for part in step.split("/")]
     named = [part for part in parts if part != "lm"]
