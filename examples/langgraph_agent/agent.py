@@ -59,9 +59,12 @@ def chat_model(name: str, base_url: str) -> ChatOpenAI:
 def metric(example: Mapping[str, Any], output: str) -> bool:
     """Returns whether the answer names the right country, or the right number to half a percent.
 
-    Of several numbers the last one counts; those of the question do not.
+    Of several numbers the last one counts; those of the question do not. A call of a tool that
+    there is not stays text; it is no answer, whatever it names.
     """
     answer = example["outputs"]["answer"]
+    if output.lstrip().startswith("{"):
+        return False
     if isinstance(answer, str):
         return answer.casefold() in output.casefold()
     known = set(_NUMBER.findall(example["inputs"]["question"]))

@@ -106,6 +106,7 @@ def test_no_question_is_in_two_splits() -> None:
         (-3.5, "3.5", False),
         ("Kuwait", "That was Kuwait.", True),
         ("Kuwait", "Japan", False),
+        ("Kuwait", '{"name": "Kuwait", "arguments": {"sql": "SELECT 1"}}', False),
     ],
 )
 def test_an_answer_is_judged_with_tolerance(answer: Any, output: str, right: bool) -> None:
