@@ -71,7 +71,7 @@ class Route:
         if self.plan is not None and self.plan.flow is not None:
             return self._put_together(self.plan.flow(), config)
         model, sent, kwargs = self._single(streams=False)
-        with _inside(self.request):
+        with _inside(self._told()):
             answer: AIMessage = _entry(model, "invoke", below)(sent, config, **kwargs)
             return answer
 
@@ -80,7 +80,7 @@ class Route:
         if self.plan is not None and self.plan.flow is not None:
             return await self._aput_together(self.plan.flow(), config)
         model, sent, kwargs = self._single(streams=False)
-        with _inside(self.request):
+        with _inside(self._told()):
             answer: AIMessage = await _entry(model, "ainvoke", below)(sent, config, **kwargs)
             return answer
 
@@ -92,7 +92,7 @@ class Route:
             yield answer_chunk(self._put_together(self.plan.flow(), config))
             return
         model, sent, kwargs = self._single(streams=True)
-        yield from _stepped(_entry(model, "stream", below)(sent, config, **kwargs), self.request)
+        yield from _stepped(_entry(model, "stream", below)(sent, config, **kwargs), self._told())
 
     async def astream(
         self, config: RunnableConfig | None, below: Below = None
@@ -103,7 +103,7 @@ class Route:
             return
         model, sent, kwargs = self._single(streams=True)
         source = _entry(model, "astream", below)(sent, config, **kwargs)
-        chunks = _astepped(source, self.request)
+        chunks = _astepped(source, self._told())
         try:
             async for chunk in chunks:
                 yield chunk
@@ -115,7 +115,7 @@ class Route:
         if self.plan is not None and self.plan.flow is not None:
             return _as_result(self._put_together(self.plan.flow(), config_of(arguments)))
         model, _, kwargs = self._single(streams=False)
-        with _inside(self.request):
+        with _inside(self._told()):
             generate = _entry(model, "generate", below)
             result: LLMResult = generate([self._messages()], **arguments, **kwargs)
             return result
@@ -125,7 +125,7 @@ class Route:
         if self.plan is not None and self.plan.flow is not None:
             return _as_result(await self._aput_together(self.plan.flow(), config_of(arguments)))
         model, _, kwargs = self._single(streams=False)
-        with _inside(self.request):
+        with _inside(self._told()):
             generate = _entry(model, "agenerate", below)
             result: LLMResult = await generate([self._messages()], **arguments, **kwargs)
             return result
@@ -136,15 +136,17 @@ class Route:
         Its stream is read in the consumer's context, so a plan of several requests cannot be
         carried out here: the request goes out as the program made it, and that is counted.
         """
-        model, sent, kwargs = self._streamable()._single(streams=True)
-        with _inside(self.request):
+        route = self._streamable()
+        model, sent, kwargs = route._single(streams=True)
+        with _inside(route._told()):
             start = _entry(model, "stream_events", below)
             return start(sent, config, version="v3", **kwargs)
 
     async def aevents(self, config: RunnableConfig | None, below: Below = None) -> Any:
         """As `events`; the task that makes the request takes this context along."""
-        model, sent, kwargs = self._streamable()._single(streams=True)
-        with _inside(self.request):
+        route = self._streamable()
+        model, sent, kwargs = route._single(streams=True)
+        with _inside(route._told()):
             start = _entry(model, "astream_events", below)
             return await start(sent, config, version="v3", **kwargs)
 
@@ -234,6 +236,10 @@ class Route:
         with _inside(self._asked(item)):
             kwargs = self._hinted(item.model, item.request.kwargs)
             return await model.ainvoke(list(item.request.messages), _unstreamed(config), **kwargs)
+
+    def _told(self) -> Request:
+        """Returns what handlers are told of the one request: it names the model that answers."""
+        return self.request if self.plan is None else self._asked(self.plan.ask)
 
     def _asked(self, item: Ask) -> Request:
         return Request(item.step, item.model, self.request.messages, self.request.kwargs)
