@@ -59,8 +59,9 @@ def main() -> None:
             console.print(f"  {line}", markup=False)
         console.print(f"[bold]{result.verdict}[/bold]")
         report = result.report(run_dir / "report.html")
-        held = optimizer.tuner.evaluate(program, result.recipe, test[: arguments.num_test])
-        console.print(heldout_table(held))
+        if result.recipe.settings:  # else both would be the original
+            held = optimizer.tuner.evaluate(program, result.recipe, test[: arguments.num_test])
+            console.print(heldout_table(held))
     console.print(f"Recipe: {run_dir / 'recipe.json'}\nReport: {report}")
 
 
