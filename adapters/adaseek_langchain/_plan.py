@@ -118,7 +118,7 @@ def _seen_step(request: Request, original: Mapping[str, Any]) -> Step:
     # A prompt without a system message has its task in what it asks.
     asked = [str(message.text) for message in request.messages]
     fits = any(fills_in(template, text) for text in (leading_text(request.messages), *asked))
-    seen = Observation(owner_id(request.step), "", request.messages, request.kwargs)
+    seen = Observation(owner_id(request.step), request.messages, request.kwargs)
     num_demos = int(original.get("num_demos", 0))
     return lm_step([seen], template if fits else None, num_demos)
 

@@ -188,7 +188,8 @@ def demo_messages(
     calls = demo.values.get("tool_calls") if "tool_calls" in outputs else None
     if calls:
         return (*question, *_called(calls, f"demo_{index}_end"))
-    answer = _answer_text({n: demo.values[n] for n in demo.values if n in outputs}, step)
+    answered = outputs - {"tool_calls"}  # empty here: nothing was called
+    answer = _answer_text({n: demo.values[n] for n in demo.values if n in answered}, step)
     if reasoning:
         thoughts = [str(demo.values[n]) for n in demo.values if n in REASONING_FIELDS]
         answer = "\n".join([*thoughts, _MARKER, answer])

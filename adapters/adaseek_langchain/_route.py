@@ -53,7 +53,7 @@ class Route:
         if self.plan is not None and self.plan.flow is not None:
             return self._put_together(self.plan.flow(), config)
         model, sent, kwargs = self._single()
-        token = begin_sending(self.request)
+        token = begin_sending(self._told())
         try:
             answer: AIMessage = _entry(model, "invoke", below)(sent, config, **kwargs)
             return answer
@@ -65,7 +65,7 @@ class Route:
         if self.plan is not None and self.plan.flow is not None:
             return await self._aput_together(self.plan.flow(), config)
         model, sent, kwargs = self._single()
-        token = begin_sending(self.request)
+        token = begin_sending(self._told())
         try:
             answer: AIMessage = await _entry(model, "ainvoke", below)(sent, config, **kwargs)
             return answer
@@ -80,7 +80,7 @@ class Route:
             yield answer_chunk(self._put_together(self.plan.flow(), config))
             return
         model, sent, kwargs = self._single()
-        yield from _stepped(_entry(model, "stream", below)(sent, config, **kwargs), self.request)
+        yield from _stepped(_entry(model, "stream", below)(sent, config, **kwargs), self._told())
 
     async def astream(
         self, config: RunnableConfig | None, below: Below = None
@@ -91,7 +91,7 @@ class Route:
             return
         model, sent, kwargs = self._single()
         source = _entry(model, "astream", below)(sent, config, **kwargs)
-        chunks = _astepped(source, self.request)
+        chunks = _astepped(source, self._told())
         try:
             async for chunk in chunks:
                 yield chunk
@@ -103,7 +103,7 @@ class Route:
         if self.plan is not None and self.plan.flow is not None:
             return _as_result(self._put_together(self.plan.flow(), config_of(arguments)))
         model, _, kwargs = self._single()
-        with sending(self.request):
+        with sending(self._told()):
             generate = _entry(model, "generate", below)
             result: LLMResult = generate([self._messages()], **arguments, **kwargs)
             return result
@@ -113,7 +113,7 @@ class Route:
         if self.plan is not None and self.plan.flow is not None:
             return _as_result(await self._aput_together(self.plan.flow(), config_of(arguments)))
         model, _, kwargs = self._single()
-        with sending(self.request):
+        with sending(self._told()):
             generate = _entry(model, "agenerate", below)
             result: LLMResult = await generate([self._messages()], **arguments, **kwargs)
             return result
@@ -124,17 +124,19 @@ class Route:
         Its stream is read in the consumer's context, so a plan of several requests cannot be
         carried out here: the request goes out as the program made it, and that is counted.
         """
-        model, sent, kwargs = self._streamable()._single()
-        with sending(self.request):
+        route = self._streamable()
+        model, sent, kwargs = route._single()
+        with sending(route._told()):
             start = _entry(model, "stream_events", below)
-            return start(sent, self._begun_later(config), version="v3", **kwargs)
+            return start(sent, route._begun_later(config), version="v3", **kwargs)
 
     async def aevents(self, config: RunnableConfig | None, below: Below = None) -> Any:
         """As `events`; the task that makes the request takes this context along."""
-        model, sent, kwargs = self._streamable()._single()
-        with sending(self.request):
+        route = self._streamable()
+        model, sent, kwargs = route._single()
+        with sending(route._told()):
             start = _entry(model, "astream_events", below)
-            return await start(sent, self._begun_later(config), version="v3", **kwargs)
+            return await start(sent, route._begun_later(config), version="v3", **kwargs)
 
     def _begun_later(self, config: RunnableConfig | None) -> RunnableConfig:
         """Returns `config` with an id for the run: it begins when its stream is first read, in the
@@ -143,7 +145,7 @@ class Route:
         run_id = named.get("run_id") or uuid4()
         named["run_id"] = run_id
         if self.carrier is not None:
-            self.carrier.expects(run_id, self.request)
+            self.carrier.expects(run_id, self._told())
         return named
 
     def _streamable(self) -> Route:
@@ -228,6 +230,13 @@ class Route:
         with sending(asked):
             sent, kwargs = list(item.request.messages), item.request.kwargs
             return await model.ainvoke(sent, _unstreamed(config), **kwargs)
+
+    def _told(self) -> Request:
+        """Returns what handlers are told of the one request: it names the model that answers."""
+        if self.plan is None:
+            return self.request
+        ask = self.plan.ask
+        return replace(self.request, step=ask.step, model=ask.model)
 
     def _asked(self, item: Ask) -> Request:
         # What follows is known of the step, not of one request among several for it.

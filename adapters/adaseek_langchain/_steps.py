@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal  # Any: call arguments are the provider's
@@ -26,6 +27,7 @@ __all__ = [
     "lm_step",
     "observations",
     "observed_workflow",
+    "short_name",
     "tool_names",
 ]
 
@@ -39,6 +41,8 @@ OutputForm = Literal["text", "fields", "json_schema", "tool_calls"]
 _FEWEST_CHARACTERS = 24
 """A text this long in a later input came from there; a shorter one may be there by chance."""
 
+_POSITION = re.compile(r"^\d+\.")
+
 _FORCED = frozenset({"any", "required"})
 
 
@@ -51,7 +55,6 @@ class Observation:
     """
 
     step: str
-    name: str
     messages: Sequence[BaseMessage]
     kwargs: Mapping[str, Any] = field(default_factory=dict)
     model: ModelRef | None = None
@@ -74,7 +77,6 @@ def observations(runs: Iterable[Run]) -> list[Observation]:
         found.append(
             Observation(
                 step=run.step,
-                name=run.name,
                 messages=messages,
                 kwargs=request.kwargs if request else run.parameters or {},
                 model=model_of(run),
@@ -110,7 +112,7 @@ def lm_step(seen: Sequence[Observation], template: str | None = None, num_demos:
     blocked = dict(_blocked(form, first.kwargs, instructions))
     return Step(
         id=first.step,
-        name=first.name,
+        name=short_name(first.step),
         parent=first.parent,
         signature=Signature(instructions, (Field(INPUT, "input"), *outputs), form),
         model=first.model,
@@ -234,7 +236,7 @@ def observed_workflow(recorder: Recorder, base: Workflow | None) -> Workflow:
         for call in trace.calls:
             owner = owner_id(call.step)
             if owner not in steps:
-                steps[owner] = Step(owner, call.kind, _short_name(owner), dynamic=base is not None)
+                steps[owner] = Step(owner, call.kind, short_name(owner), dynamic=base is not None)
             if call.kind == "lm" and not call.error and not call.usage.input_tokens:
                 text = f"The model of `{owner}` reports no usage: its tokens and cost are unknown."
                 notes[text] = Note("warning", text, owner)
@@ -248,5 +250,8 @@ def observed_workflow(recorder: Recorder, base: Workflow | None) -> Workflow:
     )
 
 
-def _short_name(step: str) -> str:
-    return step.rpartition("/")[2].removeprefix("tool:")
+def short_name(step: str) -> str:
+    """Returns the last part of a step's path that the user named, without its position."""
+    parts = [_POSITION.sub("", part) for part in step.split("/")]
+    named = [part for part in parts if part != "lm"]
+    return named[-1].removeprefix("tool:") if named else "lm"

@@ -19,7 +19,7 @@ from langchain_core.prompts.prompt import PromptTemplate
 from adaseek_langchain._probe import Probed, probe
 from adaseek_langchain._program import Translated, as_program, input_names
 from adaseek_langchain._reports import model_reference
-from adaseek_langchain._steps import COGS, FRAMEWORK, Observation, lm_step
+from adaseek_langchain._steps import COGS, FRAMEWORK, Observation, lm_step, short_name
 from adaseek_langchain._walk import FoundModel, Walk, walk
 from adaseek_langchain.hook import AdaSeekHook
 
@@ -67,7 +67,7 @@ def translate(
     notes = list(_notes(found, probed, steps))
     for step in _unreached(found, probed):
         steps.setdefault(step.id, step)
-    steps |= {i: Step(i, kind=k, name=_name(i)) for i, k in _others(found, probed).items()}
+    steps |= {i: Step(i, kind=k, name=short_name(i)) for i, k in _others(found, probed).items()}
     edges = _edges(probed, steps)
     workflow = Workflow(
         framework=FRAMEWORK,
@@ -221,7 +221,6 @@ def _unreached(found: Walk, probed: Probed) -> list[Step]:
         text = _system_template(model.prompt)
         seen = Observation(
             step=model.step,
-            name=type(model.model).__name__,
             messages=[SystemMessage(text)] if text else [],
             kwargs=model.kwargs,
             model=model_reference(model.model),
@@ -294,10 +293,6 @@ def _natural(step: str) -> list[tuple[int, str]]:
     """Returns a key that sorts the numbers in ids by value."""
     parts = re.split(r"(\d+)", step)
     return [(int(part), "") if part.isdigit() else (-1, part) for part in parts]
-
-
-def _name(step: str) -> str:
-    return step.rpartition("/")[2].removeprefix("tool:")
 
 
 def _notes(found: Walk, probed: Probed, steps: dict[str, Step]) -> list[Note]:

@@ -3,7 +3,8 @@
 Some instruct models (Qwen2.5-Coder is one) write a call as `{"name": ..., "arguments": {...}}`,
 bare, in a Markdown fence, as a list, or in `<tool_call>` tags, whatever their chat template says.
 
-Start a vLLM server whose clients get them as tool calls with the flags in `TOOL_FLAGS`.
+Start a vLLM server whose clients get them as tool calls with the flags in `TOOL_FLAGS`. For models
+that speak ChatML, `CHATML_FLAGS` beside them shows the model its earlier calls as it wrote them.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 
-__all__ = ["TOOL_FLAGS", "CallScanner", "FoundCall"]
+__all__ = ["CHATML_FLAGS", "TOOL_FLAGS", "CallScanner", "FoundCall"]
 
 TOOL_FLAGS = (
     "--enable-auto-tool-choice",
@@ -23,6 +24,7 @@ TOOL_FLAGS = (
     "--tool-parser-plugin",
     str(Path(__file__).with_name("bare_json_tool_parser.py")),
 )
+CHATML_FLAGS = ("--chat-template", str(Path(__file__).with_name("bare_json_chatml.jinja")))
 
 _OPENER = re.compile(r"(?P<fence>```\w*\s*)|(?P<tag><tool_call>\s*)|(?=[{\[])")
 _OPENING_TAG = "<tool_call>"

@@ -27,7 +27,7 @@ The database has one table, gapminder(country, continent, year, life_expectancy,
 gdp_per_capita), with a row for every country and year.
 Look everything up, and do arithmetic with the tools. End with the answer alone: a number or a \
 name."""
-_MAX_MODEL_CALLS = 5
+_MAX_MODEL_CALLS = 4
 _TOLERANCE = 0.005
 _NUMBER = re.compile(r"-?\d[\d,]*(?:\.\d+)?(?:[eE][+-]?\d+)?")
 
@@ -36,7 +36,7 @@ def build(model: BaseChatModel, database: Path) -> Runnable[Any, str]:
     """Returns the agent as a chain from `{"question": ...}` to the text of its last message."""
     agent = create_agent(
         model,
-        [database_tool(database), calculator],
+        [calculator, database_tool(database)],
         system_prompt=_PROMPT,
         middleware=[ModelCallLimitMiddleware(run_limit=_MAX_MODEL_CALLS)],
         name="agent",
@@ -51,7 +51,7 @@ def chat_model(name: str, base_url: str) -> ChatOpenAI:
         base_url=base_url,
         api_key=SecretStr("none"),
         temperature=0.0,
-        max_completion_tokens=128,
+        max_completion_tokens=96,
         max_retries=1,
     )
 
@@ -59,9 +59,12 @@ def chat_model(name: str, base_url: str) -> ChatOpenAI:
 def metric(example: Mapping[str, Any], output: str) -> bool:
     """Returns whether the answer names the right country, or the right number to half a percent.
 
-    Of several numbers the last one counts; those of the question do not.
+    Of several numbers the last one counts; those of the question do not. A call of a tool that
+    there is not stays text; it is no answer, whatever it names.
     """
     answer = example["outputs"]["answer"]
+    if output.lstrip().startswith("{"):
+        return False
     if isinstance(answer, str):
         return answer.casefold() in output.casefold()
     known = set(_NUMBER.findall(example["inputs"]["question"]))

@@ -89,13 +89,15 @@ def calculate(expression: str) -> str:
     """Returns the value of an arithmetic expression, or what is wrong with it, as text."""
     try:
         return f"{_value(ast.parse(expression.strip(), mode='eval').body):.12g}"
-    except (ValueError, SyntaxError, ArithmeticError, RecursionError, MemoryError) as error:
+    except (SyntaxError, MemoryError):
+        return "Error: this is no arithmetic on numbers"
+    except (ValueError, ArithmeticError, RecursionError) as error:
         return f"Error: {error}"
 
 
 @tool
 def calculator(expression: str) -> str:
-    """Evaluate an arithmetic expression with + - * / ** and parentheses, e.g. (2 + 3) * 4."""
+    """Evaluate arithmetic on numbers with + - * / ** and parentheses."""
     return calculate(expression)
 
 

@@ -16,7 +16,7 @@ from adaseek.cogs import FewShotCog, ModelCog
 from adaseek.table import comparison_table, heldout_table
 from adaseek.testing.local_engine import local_engines
 from adaseek_langchain import AdaSeek
-from adaseek_vllm.bare_json import TOOL_FLAGS
+from adaseek_vllm.bare_json import CHATML_FLAGS, TOOL_FLAGS
 from agent import build, chat_model, load_examples, metric
 from langchain_openai import ChatOpenAI
 from rich.console import Console
@@ -43,10 +43,12 @@ def main() -> None:
             metric,
             budget=arguments.budget,
             models=[small],
+            # Not latency: timing every finalist alone would take as long as the search.
+            objectives=("quality", "cost"),
             prices=PRICES,
             cogs=COGS,
             seed=arguments.seed,
-            num_threads=8,
+            num_threads=16,
             run_dir=run_dir,
         )
         train, val, test = (load_examples(split) for split in ("train", "val", "test"))
@@ -57,8 +59,9 @@ def main() -> None:
             console.print(f"  {line}", markup=False)
         console.print(f"[bold]{result.verdict}[/bold]")
         report = result.report(run_dir / "report.html")
-        held = optimizer.tuner.evaluate(program, result.recipe, test[: arguments.num_test])
-        console.print(heldout_table(held))
+        if result.recipe.settings:  # else both would be the original
+            held = optimizer.tuner.evaluate(program, result.recipe, test[: arguments.num_test])
+            console.print(heldout_table(held))
     console.print(f"Recipe: {run_dir / 'recipe.json'}\nReport: {report}")
 
 
@@ -67,14 +70,15 @@ def _models() -> Iterator[tuple[ChatOpenAI, ChatOpenAI]]:
     """Yields the large and the small model; both may use all cores."""
     cores = sorted(os.sched_getaffinity(0))
     shared = {LARGE: cores, SMALL: cores}
-    with local_engines(shared, flags=TOOL_FLAGS, ports=PORTS, max_model_len=2048) as engines:
+    flags = (*TOOL_FLAGS, *CHATML_FLAGS)
+    with local_engines(shared, flags=flags, ports=PORTS, max_model_len=4096) as engines:
         large, small = (chat_model(engine.model, engine.base_url) for engine in engines)
         yield large, small
 
 
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--budget", type=int, default=120, help="workflow runs (default: 120)")
+    parser.add_argument("--budget", type=int, default=200, help="workflow runs (default: 200)")
     parser.add_argument("--num-test", type=int, default=40, help="held-out examples (default: 40)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--run-dir", default="runs/langgraph_agent")

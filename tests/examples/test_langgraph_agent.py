@@ -106,6 +106,7 @@ def test_no_question_is_in_two_splits() -> None:
         (-3.5, "3.5", False),
         ("Kuwait", "That was Kuwait.", True),
         ("Kuwait", "Japan", False),
+        ("Kuwait", '{"name": "Kuwait", "arguments": {"sql": "SELECT 1"}}', False),
     ],
 )
 def test_an_answer_is_judged_with_tolerance(answer: Any, output: str, right: bool) -> None:
@@ -152,13 +153,21 @@ def test_the_agent_is_tuned_by_showing_it_tool_calls(database: Path, tmp_path: P
     assert all(map(agent.metric, examples, outputs))
 
 
+def test_the_picture_in_the_readme_is_the_one_that_inspect_draws() -> None:
+    from adaseek.report import mermaid
+    from adaseek_langchain import translate
+
+    picture = mermaid(translate(agent.program()))
+    assert f"```mermaid\n{picture}```" in (FOLDER / "README.md").read_text(encoding="utf-8")
+
+
 @pytest.mark.engine
 def test_the_agent_looks_a_number_up_on_a_real_engine(database: Path) -> None:
     from adaseek.testing.local_engine import local_engine
-    from adaseek_vllm.bare_json import TOOL_FLAGS
+    from adaseek_vllm.bare_json import CHATML_FLAGS, TOOL_FLAGS
 
     model = "Qwen2.5-Coder-1.5B-Instruct"
-    with local_engine(model, flags=TOOL_FLAGS, max_model_len=2048) as engine:
+    with local_engine(model, flags=(*TOOL_FLAGS, *CHATML_FLAGS), max_model_len=2048) as engine:
         program = agent.build(agent.chat_model(model, engine.base_url), database)
         answer = program.invoke({"question": "What was the population of Rwanda in 1997?"})
     assert "7212583" in answer.replace(",", "")

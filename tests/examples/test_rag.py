@@ -106,6 +106,14 @@ def test_the_chain_is_tuned_by_showing_it_short_answers(tmp_path: Path) -> None:
     assert all(map(rag.metric, examples, outputs))
 
 
+def test_the_picture_in_the_readme_is_the_one_that_inspect_draws() -> None:
+    from adaseek.report import mermaid
+    from adaseek_langchain import translate
+
+    picture = mermaid(translate(rag.program()))
+    assert f"```mermaid\n{picture}```" in (FOLDER / "README.md").read_text(encoding="utf-8")
+
+
 @pytest.mark.engine
 def test_the_chain_answers_on_a_real_engine() -> None:
     from adaseek.testing.local_engine import local_engine

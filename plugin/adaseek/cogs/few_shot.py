@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 from adaseek._canonical import canonical_json, fingerprint
 from adaseek.cogs._evidence import train_runs, usable_calls
@@ -147,9 +148,27 @@ def _harvest(step: Step, run: Run) -> _Candidate | None:
 
 
 def _pick(calls: Sequence[Call], example: Example) -> Call:
+    if all(_continues(later, earlier) for earlier, later in pairwise(calls)):
+        return calls[-1]  # it shows all turns, with what the tools really gave
     # A step in a loop is called several times per run; taking another turn for each example
     # shows the model early and late turns alike.
     return calls[int(fingerprint(example.id), 16) % len(calls)]
+
+
+def _continues(later: Call, earlier: Call) -> bool:
+    """Whether `later` was given the messages that `earlier` was given, and more behind them."""
+    return any(
+        isinstance(messages, list) and _opens(earlier.inputs.get(name), messages)
+        for name, messages in later.inputs.items()
+    )
+
+
+def _opens(given: object, messages: Sequence[object]) -> bool:
+    """Whether `given`, a list of messages or the text of the only one, is how `messages` begin."""
+    if isinstance(given, list):
+        return len(given) < len(messages) and messages[: len(given)] == given
+    first = messages[0] if len(messages) > 1 else None
+    return isinstance(first, Mapping) and isinstance(given, str) and given in first.values()
 
 
 def _candidate(

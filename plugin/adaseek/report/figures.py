@@ -51,6 +51,9 @@ ROLES = {
 }
 """Role of a candidate -> name, marker symbol and size, in drawing order."""
 
+_MAX_TICK = 30
+"""Letters of a name beside its bar: more would squeeze the bars on a narrow chart."""
+
 _STATE_COLOURS = {
     "budget": COLOURS["accent"],
     "phase": COLOURS["accent"],
@@ -308,10 +311,11 @@ def _bars(
     names: Sequence[str], values: Sequence[float], title: str, texts: Sequence[str]
 ) -> go.Figure:
     figure = _figure(height=90 + 34 * len(names))
+    plain = [_plain(name) for name in names]
     figure.add_trace(
         go.Bar(
             x=list(values),
-            y=[_plain(name) for name in names],
+            y=plain,
             text=list(texts),
             orientation="h",
             textposition="auto",
@@ -320,6 +324,9 @@ def _bars(
         )
     )
     figure.update_yaxes(autorange="reversed", automargin=True, type="category", showgrid=False)
+    # Of a long path the end tells most; the hover has all of it.
+    endings = [f"…{name[-_MAX_TICK:]}" if len(name) > _MAX_TICK + 1 else name for name in names]
+    figure.update_yaxes(tickvals=plain, ticktext=[_plain(ending) for ending in endings])
     figure.update_layout(margin={"t": 8})
     figure.update_xaxes(title_text=title, rangemode="tozero")
     return figure

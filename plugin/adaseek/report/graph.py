@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -19,8 +19,10 @@ _MERMAID_CODES = str.maketrans(
 )
 _ENDS = {"INPUT": "input", "OUTPUT": "output"}
 
-_BOX_WIDTH, _BOX_HEIGHT, _GAP_X, _GAP_Y, _MARGIN = 172, 56, 84, 26, 16
-_LETTERS_PER_LINE = 23
+_BOX_WIDTH, _BOX_HEIGHT, _GAP_X, _GAP_Y, _MARGIN = 192, 56, 96, 34, 16
+_LETTERS_PER_LINE = 24
+_TWO_WAY_SHIFT = 10
+"""How far arrows between two nodes in both directions are moved apart, in pixels each."""
 
 
 @dataclass(frozen=True)
@@ -31,6 +33,7 @@ class _Link:
     target: str
     fields: tuple[str, ...]
     evidence: Evidence
+    is_two_way: bool
 
 
 @dataclass(frozen=True)
@@ -42,12 +45,12 @@ class _Box:
 
 def mermaid(workflow: Workflow) -> str:
     """Returns the workflow as a mermaid flowchart; thick arrows were seen in real runs."""
-    names = _nodes(workflow)
+    names, labels = _nodes(workflow), _labels(workflow)
     ids = {name: f"n{index}" for index, name in enumerate(names)}
     lines = ["flowchart LR"]
     for name, node in ids.items():
         step = workflow.steps.get(name)
-        text = _mermaid_text(name if step is None else f"{name} ({step.kind})")
+        text = _mermaid_text(name if step is None else f"{labels[name]} ({step.kind})")
         lines.append(f'    {node}(["{text}"])' if step is None else f'    {node}["{text}"]')
     for link in _links(workflow):
         fields = _mermaid_text(", ".join(link.fields))
@@ -60,13 +63,17 @@ def draw(workflow: Workflow, changed: Collection[str] = ()) -> Html:
     """Returns the workflow as an SVG image, the `changed` steps marked."""
     links = _links(workflow)
     boxes = _layout(_nodes(workflow), links)
+    labels = _labels(workflow)
     width = max(box.x for box in boxes.values()) + _BOX_WIDTH + _MARGIN
     height = max(box.y for box in boxes.values()) + _BOX_HEIGHT + 2 * _MARGIN
     return tag(
         "svg",
         _arrow_head(),
         *(_path(link, boxes) for link in links),
-        *(_node(n, workflow.steps.get(n), box, n in changed) for n, box in boxes.items()),
+        *(
+            _node(n, labels.get(n, n), workflow.steps.get(n), box, n in changed)
+            for n, box in boxes.items()
+        ),
         class_="workflow",
         width=f"{width:g}",
         height=f"{height:g}",
@@ -88,6 +95,18 @@ def _nodes(workflow: Workflow) -> tuple[str, ...]:
     return (*first, *workflow.steps, *extra)
 
 
+def _labels(workflow: Workflow) -> dict[str, str]:
+    """Returns what each step is called: its id; if not all ids are short, its name, if unique."""
+    steps = workflow.steps
+    times = Counter(step.name for step in steps.values())
+    if all(len(key) <= _LETTERS_PER_LINE for key in steps):
+        return {key: key for key in steps}
+    return {
+        key: step.name if step.name and times[step.name] == 1 else key
+        for key, step in steps.items()
+    }
+
+
 def _links(workflow: Workflow) -> tuple[_Link, ...]:
     fields: dict[tuple[str, str], list[str]] = defaultdict(list)
     evidence: dict[tuple[str, str], Evidence] = {}
@@ -98,7 +117,10 @@ def _links(workflow: Workflow) -> tuple[_Link, ...]:
             fields[pair].append(name)
         if pair not in evidence or _is_stronger(edge.evidence, evidence[pair]):
             evidence[pair] = edge.evidence
-    return tuple(_Link(*pair, tuple(fields[pair]), evidence[pair]) for pair in evidence)
+    return tuple(
+        _Link(*pair, tuple(fields[pair]), evidence[pair], is_two_way=pair[::-1] in evidence)
+        for pair in evidence
+    )
 
 
 def _is_stronger(evidence: Evidence, other: Evidence) -> bool:
@@ -143,25 +165,17 @@ def _sources(node: str, links: Sequence[_Link]) -> set[str]:
 
 
 def _jumps(link: _Link, columns: Mapping[str, int]) -> bool:
-    return columns[link.target] - columns[link.source] != 1
+    step = columns[link.target] - columns[link.source]
+    return step != 1 and not (step == -1 and link.is_two_way)
 
 
 def _path(link: _Link, boxes: Mapping[str, _Box]) -> Html:
     source, target = boxes[link.source], boxes[link.target]
-    start_x, start_y = source.x + _BOX_WIDTH, source.y + _BOX_HEIGHT / 2
-    end_x, end_y = target.x - 7, target.y + _BOX_HEIGHT / 2
-    if target.column == source.column + 1:
-        middle = (start_x + end_x) / 2
-        shape = f"M{start_x:g},{start_y:g} C{middle:g},{start_y:g} {middle:g},{end_y:g}"
-        shape += f" {end_x:g},{end_y:g}"
-        label_at = (middle, (start_y + end_y) / 2)
+    if _jumps(link, {name: box.column for name, box in boxes.items()}):
+        shape, label_at = _top_curve(source, target)
     else:
-        start_x, start_y = source.x + _BOX_WIDTH * 0.7, source.y
-        end_x, end_y = target.x + _BOX_WIDTH * 0.3, target.y - 7
-        top = min(start_y, end_y) - 46
-        shape = f"M{start_x:g},{start_y:g} C{start_x:g},{top:g} {end_x:g},{top:g}"
-        shape += f" {end_x:g},{end_y:g}"
-        label_at = ((start_x + end_x) / 2, min(start_y, end_y) - 38)
+        shift = _TWO_WAY_SHIFT if link.is_two_way else 0
+        shape, label_at = _side_curve(source, target, shift)
     title = f"{link.source} to {link.target}: {', '.join(link.fields) or 'message'}"
     return tag(
         "g",
@@ -171,6 +185,32 @@ def _path(link: _Link, boxes: Mapping[str, _Box]) -> Html:
     )
 
 
+def _side_curve(source: _Box, target: _Box, shift: int) -> tuple[str, tuple[float, float]]:
+    """Returns a curve between facing sides and its label's place; the way back runs below."""
+    if target.column > source.column:
+        start_x, end_x, down = source.x + _BOX_WIDTH, target.x - 7, -shift
+    else:
+        start_x, end_x, down = source.x, target.x + _BOX_WIDTH + 7, shift
+    start_y, end_y = (box.y + _BOX_HEIGHT / 2 + down for box in (source, target))
+    middle = (start_x + end_x) / 2
+    shape = f"M{start_x:g},{start_y:g} C{middle:g},{start_y:g} {middle:g},{end_y:g}"
+    shape += f" {end_x:g},{end_y:g}"
+    # Near the end that has fewer arrows, or the labels of one fan would lie on each other.
+    right = max(source, target, key=lambda box: box.x)
+    label_y = right.y + _BOX_HEIGHT / 2 + down + (18 if down > 0 else 0)
+    return shape, (right.x - _GAP_X * 0.42, label_y)
+
+
+def _top_curve(source: _Box, target: _Box) -> tuple[str, tuple[float, float]]:
+    """Returns a curve over whatever is between two nodes, and its label's place."""
+    start_x, start_y = source.x + _BOX_WIDTH * 0.7, source.y
+    end_x, end_y = target.x + _BOX_WIDTH * 0.3, target.y - 7
+    top = min(start_y, end_y) - 46
+    shape = f"M{start_x:g},{start_y:g} C{start_x:g},{top:g} {end_x:g},{top:g}"
+    shape += f" {end_x:g},{end_y:g}"
+    return shape, ((start_x + end_x) / 2, min(start_y, end_y) - 38)
+
+
 def _edge_label(link: _Link, x: float, y: float) -> Html:
     text = _shorten(", ".join(link.fields), 12)
     if not text:
@@ -178,10 +218,10 @@ def _edge_label(link: _Link, x: float, y: float) -> Html:
     return tag("text", text, x=f"{x:g}", y=f"{y - 6:g}", class_="edge-label")
 
 
-def _node(name: str, step: Step | None, box: _Box, is_changed: bool) -> Html:
+def _node(name: str, label: str, step: Step | None, box: _Box, is_changed: bool) -> Html:
     kind = _ENDS.get(name, "other") if step is None else step.kind
     classes = f"node {kind}" + (" changed" if is_changed else "")
-    lines = [_shorten(_ENDS.get(name, name), _LETTERS_PER_LINE)]
+    lines = [_shorten(_ENDS.get(name, label), _LETTERS_PER_LINE)]
     if step is not None:
         model = step.model.id.rpartition("/")[2] if step.model else ""
         lines.append(_shorten(f"{step.kind} · {model}" if model else step.kind, 26))

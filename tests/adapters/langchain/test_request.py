@@ -209,6 +209,13 @@ def test_a_demo_of_tool_calls_has_a_result_for_each() -> None:
     assert len(set(ids)) == 2
 
 
+def test_an_answer_of_a_step_with_tools_that_called_none_is_shown_as_its_text() -> None:
+    fields = (Field("output", "output"), Field("tool_calls", "output", "list"))
+    step = Step("s", signature=Signature("", fields, "text"))
+    demo = Demo({"input": "q", "output": "it is 42", "tool_calls": []})
+    assert [m.content for m in demo_messages(demo, step)] == ["q", "it is 42"]
+
+
 def test_a_recorded_conversation_is_shown_as_messages() -> None:
     turns = [
         {"role": "human", "content": "q"},

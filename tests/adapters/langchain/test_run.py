@@ -107,6 +107,15 @@ def test_recipe_changes_instructions_demos_and_model(server: LoopbackServer) -> 
     assert [m["content"] for m in body["messages"]] == ["Shout.", "one", "ONE", "what is it"]
 
 
+def test_a_call_names_and_is_priced_by_the_model_that_answered(server: LoopbackServer) -> None:
+    other = ModelRef("m2", server.url)
+    recipe = Recipe({"2.lm": Setting(model=other)})
+    context = RunContext(price=lambda model, usage, seconds: 1.0 if model == other else 5.0)
+    (call,) = run(chain(server), recipe, context=context).calls
+    assert call.model == other
+    assert call.usage.cost_usd == 1.0
+
+
 def test_calls_keep_the_programs_own_inputs_for_demonstrations(server: LoopbackServer) -> None:
     demos = (Demo({"input": "one", "output": "ONE"}),)
     (call,) = run(chain(server), Recipe({"2.lm": Setting(demos=demos)})).calls

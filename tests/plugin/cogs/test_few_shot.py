@@ -172,6 +172,21 @@ def test_of_a_step_in_a_loop_different_turns_are_shown() -> None:
     assert {demo.values["question"] for demo in demos(four)} == {"turn 0", "turn 1", "turn 2"}
 
 
+def test_of_a_growing_conversation_the_last_turn_is_shown_since_it_holds_the_others() -> None:
+    def agent(number: int) -> Run:
+        opening: list[object] = [{"role": "human", "content": f"q{number}"}]
+        later = [*opening, {"role": "ai", "content": "look"}, {"role": "tool", "content": "7"}]
+        last = [*later, {"role": "ai", "content": "add"}, {"role": "tool", "content": "8"}]
+        calls = tuple(
+            Call(str(t), "qa", inputs={"question": given}, outputs={"answer": f"{t}"})
+            for t, given in enumerate((f"q{number}", later, last))
+        )
+        return Run(Recipe(), example(number), Trace(calls), Score(1.0))
+
+    (_, four) = evolve([agent(i) for i in range(NUM_EXAMPLES)])
+    assert [demo.values["answer"] for demo in demos(four)] == ["2"] * 4
+
+
 def test_the_same_runs_give_nothing_new() -> None:
     runs = [run(i) for i in range(6)]
     added = evolve(runs)

@@ -60,6 +60,26 @@ def test_a_loop_is_drawn_once_and_ends() -> None:
     assert left["INPUT"] < left["a"] < left["b"]
 
 
+def test_steps_are_called_by_their_names_if_an_id_is_long_and_the_name_unique() -> None:
+    long, other = "1/RunnableParallel<context>/context/1.rewrite/2.lm", "2.answer/2.lm"
+    steps = {key: Step(key, name=name) for key, name in ((long, "rewrite"), (other, "answer"))}
+    text = mermaid(Workflow("langchain", steps))
+    assert '"rewrite (lm)"' in text
+    assert '"answer (lm)"' in text
+    namesakes = {key: Step(key, name="lm") for key in steps}
+    assert f'"{other} (lm)"' in mermaid(Workflow("langchain", namesakes))
+    assert f'"{other} (lm)"' in mermaid(Workflow("langchain", {other: steps[other]}))
+
+
+def test_arrows_there_and_back_run_beside_each_other() -> None:
+    root = ElementTree.fromstring(str(draw(flow(Edge("a", "b"), Edge("b", "a")))))
+    shapes = [path.attrib["d"] for path in root.findall("g/path")]
+    starts = [shape.split()[0].removeprefix("M").split(",")[1] for shape in shapes]
+    assert len(set(starts)) == 2
+    assert all(float(y) >= 0 for y in starts)
+    assert all(shape.count("C") == 1 for shape in shapes)
+
+
 def test_a_workflow_without_edges_is_drawn() -> None:
     assert set(boxes(flow())) == {"a", "b"}
     assert "no known edges" in draw(flow())
