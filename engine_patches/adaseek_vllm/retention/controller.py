@@ -9,111 +9,23 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Hashable, Sequence
-from dataclasses import dataclass, field
-from typing import Protocol
 
 from adaseek_vllm.retention.costs import MemoryPrice, StepCostModel
 from adaseek_vllm.retention.estimates import Estimator, is_stale
-from adaseek_vllm.retention.hints import Hints
+from adaseek_vllm.retention.holdings import BlockStore, Holdings
 from adaseek_vllm.retention.policies import make_policy
 from adaseek_vllm.retention.policy import Action, Decision, EngineLoad, PausedSession
-from adaseek_vllm.retention.sessions import Ledger, Session, SessionKey, SessionTable
+from adaseek_vllm.retention.sessions import Session, SessionKey, SessionTable
 from adaseek_vllm.retention.settings import RetentionSettings
+from adaseek_vllm.retention.turns import Counts, EndedTurn, Outcome, Released
 from adaseek_vllm.retention.waste import StepCost
 
-__all__ = ["BlockStore", "Counts", "EndedTurn", "Outcome", "Released", "RetentionController"]
+__all__ = ["RetentionController"]
 
 # Each costs tens of microseconds, so that a step may look at few.
 _SESSIONS_PER_TICK = 2
 # Before the machine is known: a middling GPU. Decides only until thirty steps were seen.
 _PRIOR_COST = StepCost(fixed_s=0.010, per_token_s=5e-5)
-
-
-class BlockStore(Protocol):
-    """The blocks of the prefix cache, by id."""
-
-    def hold(self, blocks: Sequence[int]) -> None:
-        """Adds a reference to each block; a free one leaves the free queue."""
-        ...
-
-    def release(self, blocks: Sequence[int]) -> None:
-        """Takes a reference off each block; the last of them is to be reused first."""
-        ...
-
-    def num_free(self) -> int:
-        """Returns the number of blocks in the free queue."""
-        ...
-
-
-@dataclass(frozen=True)
-class EndedTurn:
-    """A request that ended by itself, just before vLLM frees its blocks.
-
-    Args:
-        request_id: of the request.
-        blocks: blocks that a longer prompt would hit, from the start of the context.
-        context_tokens: tokens that they hold.
-        num_prompt_blocks: how many of `blocks` hold the request's prompt.
-        arrival_s: when the request arrived.
-        tenant: see `SessionKey`; used if the request named no session.
-        adapter: see `SessionKey`.
-        calls_tool: whether the turn ended in a tool call, as far as one can see.
-        tool: the tool's name; "" if unknown.
-        hints: what the client told.
-        fingerprint: hash of the last full block.
-    """
-
-    request_id: str
-    blocks: Sequence[int]
-    context_tokens: int
-    num_prompt_blocks: int = 0
-    arrival_s: float = 0.0
-    tenant: str = ""
-    adapter: str = ""
-    calls_tool: bool = False
-    tool: str = ""
-    hints: Hints = field(default_factory=Hints)
-    fingerprint: Hashable = None
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """What was done with an ended turn.
-
-    Args:
-        decision: the policy's; PIN may hold fewer blocks than the turn has, down to none.
-        num_held: blocks held for the session.
-        reuse_first: blocks whose data nobody is expected to want again.
-        is_session: whether the turn belongs to a session.
-        expires_s: when what is held is let go at the latest.
-    """
-
-    decision: Decision
-    num_held: int = 0
-    reuse_first: Sequence[int] = ()
-    is_session: bool = True
-    expires_s: float = 0.0
-
-
-@dataclass(frozen=True)
-class Released:
-    """Blocks that a session gave to somebody who lacked memory."""
-
-    session: Session
-    blocks: list[int]
-
-
-@dataclass
-class Counts:
-    """What has happened since the start."""
-
-    decisions: dict[str, int] = field(default_factory=dict)
-    num_resumed: int = 0
-    num_resumed_held: int = 0
-    num_reclaimed_blocks: int = 0
-    num_diverged_blocks: int = 0
-    num_expired: int = 0
-    held_block_seconds: float = 0.0
 
 
 class RetentionController:
@@ -141,7 +53,11 @@ class RetentionController:
     ) -> None:
         self.settings = settings
         self.policy = make_policy(settings)
-        self.ledger = Ledger()
+        self.holdings = Holdings(
+            blocks,
+            max_blocks=int(settings.max_pinned_fraction * num_blocks),
+            max_tenant_blocks=int(settings.tenant_fraction * num_blocks),
+        )
         self.sessions = SessionTable(settings.max_sessions)
         self.estimator = Estimator(
             settings.estimate, patience_s=settings.max_ttl_s, block_tokens=block_tokens
@@ -149,14 +65,10 @@ class RetentionController:
         self.step_cost = StepCostModel(_PRIOR_COST)
         self.price = MemoryPrice()
         self.counts = Counts()
-        self.max_held = int(settings.max_pinned_fraction * num_blocks)
-        self.max_tenant = int(settings.tenant_fraction * num_blocks)
-        self._blocks = blocks
         self._block_tokens = block_tokens
         self._now = now
         self._read_load = load
         self._load: EngineLoad | None = None
-        self._holding: dict[SessionKey, Session] = {}
         self._by_request: dict[str, Session] = {}
         self._views: dict[SessionKey, tuple[float, PausedSession]] = {}
         self._was_short = False
@@ -251,12 +163,12 @@ class RetentionController:
     @property
     def num_held_blocks(self) -> int:
         """Different blocks that paused or queued sessions hold."""
-        return self.ledger.num_blocks
+        return self.holdings.num_blocks
 
     @property
     def holding(self) -> list[Session]:
         """The sessions that hold blocks."""
-        return list(self._holding.values())
+        return self.holdings.sessions
 
     def note_shortage(self) -> None:
         """Records that somebody lacked memory in this step."""
@@ -284,7 +196,7 @@ class RetentionController:
     def restore(self, released: Sequence[Released]) -> None:
         """Holds again what `reclaim` released in vain; nobody may have taken a block since."""
         for given in reversed(released):
-            self._take(given.session, given.blocks)
+            self.holdings.take(given.session, given.blocks)
             self.counts.num_reclaimed_blocks -= len(given.blocks)
 
     def release_all(self) -> None:
@@ -358,8 +270,8 @@ class RetentionController:
         view = self.estimator.view(
             session,
             session.paused_s,
-            num_exclusive=self.ledger.num_exclusive(turn.blocks, held=False),
-            num_free=self._blocks.num_free(),
+            num_exclusive=self.holdings.ledger.num_exclusive(turn.blocks, held=False),
+            num_free=self.holdings.num_free(),
         )
         if turn.hints.is_final:
             return Decision(Action.DROP), view
@@ -374,7 +286,7 @@ class RetentionController:
     def _look_again(self, session: Session, now_s: float) -> Sequence[int]:
         """Lets a session go if it is time; returns blocks to reuse first."""
         # Each is looked at in turn: those that stay go to the end of the line.
-        self._holding[session.key] = self._holding.pop(session.key)
+        self.holdings.looked_at(session)
         if session.paused_s is None:
             return ()
         if now_s >= session.expires_s:
@@ -393,7 +305,7 @@ class RetentionController:
         now_s, load = self._now(), self._current_load()
         values = [
             (self.policy.keep_value(self._view(session, now_s), load), index, session)
-            for index, session in enumerate(self._holding.values())
+            for index, session in enumerate(self.holdings.sessions)
             if session is not own
         ]
         if not values:
@@ -409,8 +321,8 @@ class RetentionController:
         view = self.estimator.view(
             session,
             now_s,
-            num_exclusive=self.ledger.num_exclusive(session.held),
-            num_free=self._blocks.num_free(),
+            num_exclusive=self.holdings.ledger.num_exclusive(session.held),
+            num_free=self.holdings.num_free(),
         )
         self._views[session.key] = (now_s, view)
         return view
@@ -422,57 +334,32 @@ class RetentionController:
 
     def _hold(self, session: Session, blocks: Sequence[int], view: PausedSession) -> None:
         """Holds as much of the start of a context as the limits allow."""
-        tenant = session.key.tenant
-        # Sessions without a salt are not one tenant: only the common limit binds them.
-        max_tenant = self.max_tenant if tenant else self.max_held
-        allowed = self.ledger.fitting(
-            tenant,
-            blocks,
-            max_blocks=self.ledger.num_blocks + self.max_held,
-            max_tenant_blocks=max_tenant,
-        )
-        num_over = self.ledger.num_blocks + self.ledger.num_new(allowed) - self.max_held
-        if num_over > 0:
+        allowed = self.holdings.allowed(session, blocks)
+        if (num_over := self.holdings.num_over(allowed)) > 0:
             self._make_room(num_over, worth_more_than=view)
-        fitting = self.ledger.fitting(
-            tenant, allowed, max_blocks=self.max_held, max_tenant_blocks=max_tenant
-        )
+        fitting = self.holdings.fitting(session, allowed)
         if len(fitting) * self._block_tokens >= self.settings.min_pin_tokens:
-            self._take(session, fitting)
+            self.holdings.take(session, fitting)
 
     def _make_room(self, num_blocks: int, *, worth_more_than: PausedSession) -> None:
         """Lets sessions go that are worth less than a new one, until `num_blocks` are not held."""
-        enough = self.ledger.num_blocks - num_blocks
+        enough = self.holdings.num_blocks - num_blocks
         mine = self.policy.keep_value(worth_more_than, self._current_load())
-        while self.ledger.num_blocks > enough:
+        while self.holdings.num_blocks > enough:
             victim = self._least_worth(None, must=True)
             if victim is None:
                 return
             theirs = self.policy.keep_value(self._view(victim, self._now()), self._current_load())
             if theirs >= mine:
                 return
-            num_over = self.ledger.num_blocks - enough
+            num_over = self.holdings.num_blocks - enough
             self._let_go(victim, max(0, len(victim.held) - num_over))
-
-    def _take(self, session: Session, blocks: list[int]) -> None:
-        if not blocks:
-            return
-        self._blocks.hold(blocks)
-        self.ledger.add(session.key.tenant, blocks)
-        session.held = session.held + blocks
-        self._holding[session.key] = session
 
     def _let_go(self, session: Session, num_kept: int) -> list[int]:
         """Releases all but the first `num_kept` blocks of a session; returns what it released."""
-        released = session.held[num_kept:]
-        if not released:
-            return []
-        session.held = session.held[:num_kept]
-        self.ledger.remove(session.key.tenant, released)
-        self._blocks.release(released)
-        self._views.pop(session.key, None)
-        if not session.held:
-            self._holding.pop(session.key, None)
+        released = self.holdings.let_go(session, num_kept)
+        if released:
+            self._views.pop(session.key, None)
         return released
 
     def _count(self, action: Action) -> None:

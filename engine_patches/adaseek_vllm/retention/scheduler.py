@@ -18,12 +18,13 @@ from vllm.v1.request import RequestStatus
 from adaseek_vllm._compat.answers import AnswerText
 from adaseek_vllm._compat.kv_blocks import PrefixCacheBlocks
 from adaseek_vllm.config import FeatureSettingsError
-from adaseek_vllm.retention.controller import EndedTurn, Outcome, Released, RetentionController
+from adaseek_vllm.retention.controller import RetentionController
 from adaseek_vllm.retention.hints import Hints
 from adaseek_vllm.retention.policy import EngineLoad
 from adaseek_vllm.retention.sessions import SessionKey
 from adaseek_vllm.retention.settings import FLAG, RetentionSettings
 from adaseek_vllm.retention.tool_calls import NUM_TAIL_TOKENS, ToolCall, find_tool_call
+from adaseek_vllm.retention.turns import EndedTurn, Outcome, Released
 from adaseek_vllm.retention.waste import StepCost
 
 __all__ = ["RetentionMixin"]

@@ -258,7 +258,7 @@ def test_tenants_do_not_share_sessions_and_have_a_quota(make: Make) -> None:
     first = pause(engine, "same", tenant="a")
     second = pause(engine, "same", tenant="b", prompt=first.prompt)
     assert second.cached_tokens == 0
-    ledger = engine.scheduler.retention.ledger
+    ledger = engine.scheduler.retention.holdings.ledger
     assert ledger.num_tenant_blocks("a") == ledger.num_tenant_blocks("b") == 10
     pause(engine, "third", tenant="a", count=100)
     assert ledger.num_tenant_blocks("a") <= 10
