@@ -7,7 +7,7 @@ from typing import Protocol
 
 from adaseek_vllm.retention.sessions import Ledger, Session, SessionKey
 
-__all__ = ["BlockStore", "Holdings"]
+__all__ = ["BlockStore", "Holdings", "HostCopies"]
 
 
 class BlockStore(Protocol):
@@ -23,6 +23,30 @@ class BlockStore(Protocol):
 
     def num_free(self) -> int:
         """Returns the number of blocks in the free queue."""
+        ...
+
+
+class HostCopies(Protocol):
+    """Copies of contexts in host memory."""
+
+    def copy_out(self, session: SessionKey, blocks: Sequence[int]) -> None:
+        """Begins to copy the blocks that a session holds."""
+        ...
+
+    def is_copying(self, session: SessionKey) -> bool:
+        """Returns whether a session's context is on its way to host memory."""
+        ...
+
+    def cancel(self, session: SessionKey, num_kept: int) -> None:
+        """Records that a session has let all but its first `num_kept` blocks go."""
+        ...
+
+    def num_copied(self, blocks: Sequence[int]) -> int:
+        """Returns how many of the first `blocks` have a copy that can be read."""
+        ...
+
+    def clear(self) -> None:
+        """Forgets every copy."""
         ...
 
 

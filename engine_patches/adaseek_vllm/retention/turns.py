@@ -80,4 +80,6 @@ class Counts:
     num_reclaimed_blocks: int = 0
     num_diverged_blocks: int = 0
     num_expired: int = 0
+    num_copied_out: int = 0
+    num_resumed_loaded: int = 0
     held_block_seconds: float = 0.0

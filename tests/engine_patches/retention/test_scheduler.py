@@ -339,7 +339,7 @@ def test_step_cost_is_learned_from_the_steps_that_run(make: Make) -> None:
             name = f"{index}-{other}"
             engine.submit(name, tokens(90 + 70 * other, start=index * 9 + other), max_tokens=15)
         finish(engine)
-    learned, true = engine.scheduler.retention.step_cost.cost, engine.shape.cost
+    learned, true = engine.scheduler.retention.outlook.step_cost.cost, engine.shape.cost
     assert learned.forward_s(300) == pytest.approx(true.forward_s(300), rel=0.1)
     assert learned.fixed_s == pytest.approx(true.fixed_s, rel=0.1)
 
