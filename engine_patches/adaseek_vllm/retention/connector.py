@@ -71,7 +71,7 @@ class RetentionConnector(KVConnectorBase_V1, SupportsHMA):  # type: ignore[misc]
 
     def start_load_kv(self, forward_context: Any, **kwargs: Any) -> None:
         if self._worker is not None:
-            self._worker.start_kv_transfers(self._connector_metadata)
+            self._worker.start_kv_transfers(self._jobs())
 
     def wait_for_layer_load(self, layer_name: str) -> None:
         """Returns at once: loads are waited for by requests, not by layers."""
@@ -81,7 +81,7 @@ class RetentionConnector(KVConnectorBase_V1, SupportsHMA):  # type: ignore[misc]
 
     def wait_for_save(self) -> None:
         if self._worker is not None:
-            self._worker.prepare_store_kv(self._connector_metadata)
+            self._worker.prepare_store_kv(self._jobs())
 
     def get_transfer_results(self, finished_req_ids: set[str]) -> KVConnectorTransferResults:
         if self._worker is None:
@@ -92,6 +92,11 @@ class RetentionConnector(KVConnectorBase_V1, SupportsHMA):  # type: ignore[misc]
 
     def build_connector_worker_meta(self) -> HostWorkerMetadata | None:
         return self._worker.build_connector_worker_meta() if self._worker is not None else None
+
+    def _jobs(self) -> OffloadingConnectorMetadata:
+        jobs = self._get_connector_metadata()
+        assert isinstance(jobs, OffloadingConnectorMetadata), f"{type(jobs).__name__} is not ours"
+        return jobs
 
     # The scheduler's half.
 
@@ -154,5 +159,11 @@ class RetentionConnector(KVConnectorBase_V1, SupportsHMA):  # type: ignore[misc]
         return RetentionStats(data=data if data is not None else {})
 
     @classmethod
-    def build_prom_metrics(cls, *args: Any) -> RetentionPromMetrics:
-        return RetentionPromMetrics(*args)
+    def build_prom_metrics(
+        cls,
+        vllm_config: Any,
+        metric_types: Any,
+        labelnames: list[str],
+        per_engine_labelvalues: dict[int, list[object]],
+    ) -> RetentionPromMetrics:
+        return RetentionPromMetrics(vllm_config, metric_types, labelnames, per_engine_labelvalues)

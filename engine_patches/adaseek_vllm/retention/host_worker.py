@@ -138,7 +138,7 @@ class HostWorkerMetadata(OffloadingWorkerMetadata):  # type: ignore[misc]
     failed_jobs: frozenset[int] = frozenset()
 
     def aggregate(self, other: Any) -> HostWorkerMetadata:
-        both = super().aggregate(other)
+        both: Any = super().aggregate(other)
         merged = HostWorkerMetadata(both.completed_jobs, both.transfer_stats)
         merged.failed_jobs = self.failed_jobs | other.failed_jobs
         return merged

@@ -67,7 +67,7 @@ class RetentionPromMetrics(KVConnectorPromMetrics):  # type: ignore[misc]
     # The arguments are vLLM's and go to its constructor as they come.
     def __init__(self, *args: Any) -> None:
         super().__init__(*args)
-        classes = {
+        classes: dict[Kind, Any] = {
             Kind.COUNTER: self._counter_cls,
             Kind.GAUGE: self._gauge_cls,
             Kind.HISTOGRAM: self._histogram_cls,

@@ -281,7 +281,9 @@ def pretended_config(shape: EngineShape, retention: Mapping[str, object] | None)
 
     settings = RetentionSettings.read(retention or {})
     # Numbers are read from the scheduler itself: a connector is needed for copies only.
-    connector = connector_config(settings.as_mapping()) if settings.host_bytes else None
+    connector: dict[str, Any] = {}
+    if settings.host_bytes:
+        connector |= connector_config(settings.as_mapping())
     scheduler = SchedulerConfig(
         max_num_seqs=shape.max_num_seqs,
         max_num_batched_tokens=shape.step_tokens,
