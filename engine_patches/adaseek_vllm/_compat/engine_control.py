@@ -25,11 +25,12 @@ async def call_retention(client: Any, order: str, *arguments: Any) -> list[Any]:
 
     Args:
         client: vLLM's engine client.
-        order: a name of `RetentionMixin.retention_orders`.
+        order: see `RetentionMixin.retention_order`.
         arguments: what it takes; plain values.
     """
-    return list(await client.engine_core.call_utility_all_async(METHOD, order, *arguments))
+    # As one list: vLLM counts the method's parameters, and knows no *arguments.
+    return list(await client.engine_core.call_utility_all_async(METHOD, order, list(arguments)))
 
 
-def _adaseek_retention(self: Any, order: str, *arguments: Any) -> Any:
+def _adaseek_retention(self: Any, order: str, arguments: list[Any]) -> Any:
     return self.scheduler.retention_order(order, *arguments)

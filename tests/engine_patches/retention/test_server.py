@@ -13,10 +13,15 @@ import pytest
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(600)]
 
 BLOCK = 32
-NUM_BLOCKS = 48
-SETTINGS = {"policy": "pin", "max_pinned_fraction": 0.8, "session_fallback": "prefix"}
+NUM_BLOCKS = 24
+SETTINGS = {
+    "policy": "pin",
+    "max_pinned_fraction": 0.7,
+    "min_pin_tokens": 128,
+    "session_fallback": "prefix",
+}
 CALL = '{"name": "search", "arguments": {"q": "cats"}}'
-STORY = "The lighthouse keeper wrote every morning what the sea had brought. " * 12
+STORY = "The lighthouse keeper wrote every morning what the sea had brought. " * 16
 
 
 class Server:
@@ -55,22 +60,36 @@ class Server:
         return {**answer, **engine, **engine["counts"]}
 
     def crowd(self) -> None:
-        """One-shot requests that together want more memory than there is."""
-        for index in range(4):
-            prompt = [1000 + 7 * index + 3 * position for position in range(600)]
-            self.complete(prompt, max_tokens=1, vllm_xargs={"kvret_final": 1})
+        """One-shot requests, too short to be held, that together want more memory than there is."""
+        for index in range(10):
+            prompt = [1000 + 300 * index + position for position in range(100)]
+            self.complete(prompt, max_tokens=1)
+
+    def forget(self) -> None:
+        """Lets everything go that earlier tests have left."""
+        self.http.post("/reset_prefix_cache").raise_for_status()
 
 
 @pytest.fixture(scope="module")
-def server() -> Iterator[Server]:
+def running() -> Iterator[Server]:
     from adaseek.testing.local_engine import local_engine
 
     flags = ["--kv-retention", json.dumps(SETTINGS), "--enable-prompt-tokens-details"]
     flags += ["--dtype", "float32", "--num-gpu-blocks-override", str(NUM_BLOCKS)]
     with local_engine(
-        "SmolLM2-135M-Instruct", flags=flags, max_model_len=1024, progress=False
+        "SmolLM2-135M-Instruct",
+        flags=flags,
+        max_model_len=512,
+        progress=False,
+        env={"VLLM_SERVER_DEV_MODE": "1"},  # for /reset_prefix_cache
     ) as engine:
         yield Server(engine.base_url.removesuffix("/v1"), engine.model)
+
+
+@pytest.fixture
+def server(running: Server) -> Server:
+    running.forget()
+    return running
 
 
 def cached(answer: dict[str, Any]) -> int:
@@ -255,9 +274,9 @@ def test_cancelled_intercept_holds_nothing(server: Server) -> None:
 
 def test_client_that_goes_while_the_model_writes_can_resume_again(server: Server) -> None:
     prompt = STORY + "one two three one two three one"
-    first = server.intercept(prompt=prompt, max_tokens=400, **trigger("three"))
+    first = server.intercept(prompt=prompt, max_tokens=200, **trigger("three"))
     path = f"/v1/intercepts/{first['id']}/resume"
-    body = {"text": " A long tale:", "stream": True, "max_tokens": 300}
+    body = {"text": " A long tale:", "stream": True, "max_tokens": 200}
     with server.http.stream("POST", path, json=body) as answer:
         next(answer.iter_lines())
     until(lambda: server.http.get(f"/v1/intercepts/{first['id']}").json()["state"] == "paused")
@@ -273,7 +292,7 @@ def test_client_that_goes_while_the_model_writes_can_resume_again(server: Server
         ({"prompt": "x", "triggers": {"stop": "."}, "temperature": -1}, 400, "temperature"),
         ({"prompt": 3, "triggers": {"stop": "."}}, 400, "`prompt`"),
         ({"prompt": "x", "triggers": {"stop": "."}, "model": "other"}, 404, "`other`"),
-        ({"prompt": STORY * 9, "triggers": {"stop": "."}}, 400, "1024"),
+        ({"prompt": STORY * 4, "triggers": {"stop": "."}}, 400, "512"),
         ({"prompt": ["x", "y"], "triggers": {"stop": "."}}, 400, "one text"),
     ],
 )
@@ -287,10 +306,10 @@ def test_bad_intercepts_are_refused(
 
 def test_too_long_tool_answer_is_refused_and_a_shorter_one_taken(server: Server) -> None:
     first = server.intercept(prompt=STORY + "one two three one two three one", **trigger("three"))
-    for text in (STORY * 5, STORY * 50):
+    for text in (STORY * 2, STORY * 20):
         refused = server.resume(first, text=text)
         assert refused["status"] == 400
-        assert "1024" in refused["error"]["message"]
+        assert "512" in refused["error"]["message"]
     assert server.resume(first, text=" short")["status"] == 200
 
 

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from adaseek_vllm._compat.engine_control import METHOD
 from adaseek_vllm.retention.simulator import EngineShape, SimulatedEngine
-from vllm.v1.engine.core import EngineCore
+from vllm.v1.engine.core import EngineCore, EngineCoreProc
 
 PROMPT = [10 + (7 * index) % 900 for index in range(300)]
 # What the pretended model writes first in a request of the name "turn".
@@ -116,8 +116,12 @@ def test_order_to_release_leaves_a_session_whose_next_turn_is_here(
     assert engine.requests["next"].cached_tokens > 0
 
 
-def test_orders_reach_the_scheduler_through_the_engine(engine: SimulatedEngine) -> None:
+def test_orders_reach_the_scheduler_as_vllm_calls_it(engine: SimulatedEngine) -> None:
     core: Any = type("Core", (), {"scheduler": engine.scheduler})()
-    status = getattr(EngineCore, METHOD)(core, "status")
-    assert status["policy"] == "pin"
-    assert status["counts"]["decisions"] == {}
+    method = getattr(EngineCore, METHOD).__get__(core)
+
+    def call(*arguments: Any) -> Any:
+        return method(*EngineCoreProc._convert_msgspec_args(method, arguments))
+
+    assert call("status", [])["policy"] == "pin"
+    assert call("release", ["", "s"]) == 0
