@@ -22,7 +22,7 @@ from adaseek_vllm.retention.endpoint_requests import (
     Triggers,
 )
 from adaseek_vllm.retention.endpoint_store import Intercept, InterceptStore, new_id
-from adaseek_vllm.retention.tool_calls import NUM_TAIL_TOKENS, find_tool_call
+from adaseek_vllm.retention.tool_calls import tool_call_at_end
 
 __all__ = ["Engine", "InterceptDoor", "Piece", "Prepared"]
 
@@ -276,7 +276,7 @@ class InterceptDoor:
         if stopped_at in triggers.stop_token_ids:
             return {"type": "stop_token", "token_id": stopped_at}
         if triggers.tool_call:
-            call = find_tool_call(self._engine.text_of(written[-NUM_TAIL_TOKENS:]))
+            call = tool_call_at_end(written, self._engine.text_of)
             if call is not None:
                 return {"type": "tool_call", "tool": call.name}
         return None

@@ -25,7 +25,7 @@ from adaseek_vllm.retention.hints import Hints
 from adaseek_vllm.retention.policy import EngineLoad
 from adaseek_vllm.retention.sessions import SessionKey
 from adaseek_vllm.retention.settings import FLAG, RetentionSettings
-from adaseek_vllm.retention.tool_calls import NUM_TAIL_TOKENS, ToolCall, find_tool_call
+from adaseek_vllm.retention.tool_calls import NUM_TAIL_TOKENS, ToolCall, tool_call_at_end
 from adaseek_vllm.retention.waste import StepCost
 
 __all__ = ["RetentionMixin"]
@@ -271,11 +271,10 @@ class RetentionMixin(Scheduler):  # type: ignore[misc]
             return ToolCall(hints.tool)
         if not self.retention.knows(request.request_id):
             return None
-        tail = request.output_token_ids[-NUM_TAIL_TOKENS:]
-        call = find_tool_call(self._answer_text(tail))
-        if call is None and (is_pause or not self._marker_ids.isdisjoint(tail)):
-            return ToolCall("")
-        return call
+        answer = request.output_token_ids
+        call = tool_call_at_end(answer, self._answer_text)
+        has_marker = not self._marker_ids.isdisjoint(answer[-NUM_TAIL_TOKENS:])
+        return ToolCall("") if call is None and (is_pause or has_marker) else call
 
     def _must_have(self, request: Any) -> bool:
         """Returns whether even sessions that are worth holding must give way to a request."""

@@ -290,7 +290,7 @@ def test_client_that_goes_while_the_model_writes_can_resume_again(server: Server
     [
         ({"prompt": "x"}, 400, "`triggers`"),
         ({"prompt": "x", "triggers": {"stop": "."}, "temperature": -1}, 400, "temperature"),
-        ({"prompt": 3, "triggers": {"stop": "."}}, 400, "`prompt`"),
+        ({"prompt": 3, "triggers": {"stop": "."}}, 400, "no valid CompletionRequest"),
         ({"prompt": "x", "triggers": {"stop": "."}, "model": "other"}, 404, "`other`"),
         ({"prompt": STORY * 4, "triggers": {"stop": "."}}, 400, "512"),
         ({"prompt": ["x", "y"], "triggers": {"stop": "."}}, 400, "one text"),
