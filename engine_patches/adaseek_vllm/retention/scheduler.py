@@ -303,11 +303,8 @@ class RetentionMixin(Scheduler):  # type: ignore[misc]
             "num_sessions": len(retention.sessions),
             "num_sessions_holding": len(retention.holding),
             "num_held_blocks": retention.num_held_blocks,
-            "max_held_blocks": retention.max_held,
             "num_blocks": self.retention_blocks.num_usable,
             "block_tokens": self.block_size,
-            "memory_price": retention.price.value,
-            "step_cost": asdict(retention.step_cost.cost),
             "counts": asdict(retention.counts),
         }
 
