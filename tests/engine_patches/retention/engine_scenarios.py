@@ -44,6 +44,7 @@ ARMS: dict[str, object] = {
     "stock": None,
     "auto": "auto",
     "pin": {"policy": "pin", "max_pinned_fraction": 0.9},
+    "soft": {"policy": "soft"},
     "drop": {"policy": "drop"},
     "infercept": {"policy": "infercept"},
 }
