@@ -10,7 +10,7 @@ The price is that the last, unfilled block is computed again.
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -120,7 +120,7 @@ class InterceptDoor:
 
     async def open(
         self, request: NewIntercept, raw_request: Any = None
-    ) -> AsyncIterator[dict[str, object]]:
+    ) -> AsyncGenerator[dict[str, object], None]:
         """Yields what a new intercept writes, and last how it stands.
 
         Raises:
@@ -151,7 +151,9 @@ class InterceptDoor:
             async for answer in answers:
                 yield answer
 
-    async def resume(self, intercept_id: str, request: Resume) -> AsyncIterator[dict[str, object]]:
+    async def resume(
+        self, intercept_id: str, request: Resume
+    ) -> AsyncGenerator[dict[str, object], None]:
         """Yields what an intercept writes after its tool's answer, and last how it stands.
 
         A refused resume leaves the intercept paused.

@@ -234,7 +234,7 @@ class RetentionMixin(Scheduler):  # type: ignore[misc]
         client had gone: only the text tells the two apart.
         """
         if request.status == RequestStatus.FINISHED_STOPPED:
-            return int(request.output_token_ids[-1])
+            return next(reversed(request.output_token_ids), None)
         params = request.sampling_params
         if request.status != RequestStatus.FINISHED_ABORTED or params is None or not params.stop:
             return None
