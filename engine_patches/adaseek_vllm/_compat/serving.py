@@ -6,10 +6,10 @@ as a chat completion or a completion, and only its continuations are made here.
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ParamSpec
 
 from pydantic import ValidationError
 from vllm.entrypoints.openai.chat_completion.protocol import ChatCompletionRequest
@@ -24,7 +24,9 @@ from adaseek_vllm.retention.endpoint_door import Piece, Prepared
 from adaseek_vllm.retention.endpoint_requests import InterceptError, NewIntercept, Release
 from adaseek_vllm.retention.endpoint_store import Intercept
 
-__all__ = ["ServingEngine", "with_cancellation"]
+__all__ = ["ServingEngine", "until_disconnect"]
+
+_Parameters = ParamSpec("_Parameters")
 
 
 @dataclass(frozen=True)
@@ -136,6 +138,18 @@ class ServingEngine:
     async def retention_status(self) -> list[dict[str, object]]:
         """Returns the scheduler's counts, for each engine."""
         return await call_retention(self._client, "status")
+
+
+def until_disconnect(
+    handler: Callable[_Parameters, Awaitable[Any]],
+) -> Callable[_Parameters, Awaitable[Any]]:
+    """Returns a route's handler that is cancelled when its client goes.
+
+    Args:
+        handler: takes the request as `raw_request`, its body parsed already.
+    """
+    wrapped: Callable[_Parameters, Awaitable[Any]] = with_cancellation(handler)
+    return wrapped
 
 
 def _with_triggers(request: NewIntercept) -> dict[str, object]:

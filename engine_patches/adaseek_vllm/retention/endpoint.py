@@ -24,7 +24,7 @@ from typing import Any
 from fastapi import APIRouter, FastAPI, Request
 from fastapi.responses import JSONResponse, StreamingResponse
 
-from adaseek_vllm._compat.serving import ServingEngine, with_cancellation
+from adaseek_vllm._compat.serving import ServingEngine, until_disconnect
 from adaseek_vllm._compat.version import unsupported_reason
 from adaseek_vllm.config import is_off
 from adaseek_vllm.retention.endpoint_door import InterceptDoor
@@ -92,14 +92,14 @@ def add_routes(app: FastAPI) -> None:
     router = APIRouter(tags=["AdaSeek"])
 
     @router.post("/v1/intercepts")
-    @with_cancellation
+    @until_disconnect
     async def open_intercept(body: dict[str, Any], raw_request: Request) -> Any:
         request = NewIntercept.read(body)
         answers = _door(raw_request).open(request, raw_request)
         return await _response(answers, stream=request.stream)
 
     @router.post("/v1/intercepts/{intercept_id}/resume")
-    @with_cancellation
+    @until_disconnect
     async def resume_intercept(
         intercept_id: str, body: dict[str, Any], raw_request: Request
     ) -> Any:
