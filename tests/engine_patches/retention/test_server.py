@@ -22,6 +22,8 @@ SETTINGS = {
 }
 CALL = '{"name": "search", "arguments": {"q": "cats"}}'
 STORY = "The lighthouse keeper wrote every morning what the sea had brought. " * 16
+AGAIN = " what. The lighthouse keeper wrote every"
+PROMPT = STORY.rstrip()  # the model goes on with the next sentence of the same
 
 
 class Server:
@@ -179,7 +181,7 @@ def test_diverged_history_releases_what_it_no_longer_shares(server: Server) -> N
 
 
 def test_turn_that_ends_at_a_stop_text_is_held(server: Server) -> None:
-    first = server.complete(STORY + "one two three one two three one", stop=["three"])
+    first = server.complete(PROMPT, stop=["morning"])
     assert first["choices"][0]["finish_reason"] == "stop"
     until(lambda: server.retention()["num_sessions_holding"] > 0)
     server.crowd()
@@ -200,18 +202,18 @@ def test_impossible_hints_are_left_out(server: Server, hints: dict[str, Any]) ->
 
 
 def test_intercepts_write_what_one_plain_request_writes(server: Server) -> None:
-    first = server.intercept(prompt=STORY + "one two three one two three one", **trigger("three"))
+    first = server.intercept(prompt=PROMPT, **trigger())
     assert first["state"] == "paused"
-    assert first["trigger"] == {"type": "stop", "text": " three"}
+    assert first["trigger"] == {"type": "stop", "text": " morning"}
     server.crowd()
     until(lambda: server.retention()["num_sessions_holding"] > 0)
-    second = server.resume(first, text=" four one two")
+    second = server.resume(first, text=AGAIN)
     third = server.resume(second, token_ids=[300, 301, 302])
     assert cached(second) > 128
     # The same, in plain requests: the context of each, as the server counts it.
-    tokens = tokenized(server, STORY + "one two three one two three one")
+    tokens = tokenized(server, PROMPT)
     for segment, tool in (
-        (first, tokenized(server, " four one two")),
+        (first, tokenized(server, AGAIN)),
         (second, [300, 301, 302]),
         (third, []),
     ):
@@ -221,19 +223,18 @@ def test_intercepts_write_what_one_plain_request_writes(server: Server) -> None:
 
 
 def test_stop_token_pauses_and_the_stream_goes_on(server: Server) -> None:
-    prompt = STORY + "one two three one two three one"
-    (three,) = tokenized(server, " three")
-    first = server.intercept(prompt=prompt, triggers={"stop_token_ids": [three]})
-    assert first["trigger"] == {"type": "stop_token", "token_id": three}
-    assert first["token_ids"][-1] == three
+    (morning,) = tokenized(server, " morning")
+    first = server.intercept(prompt=PROMPT, triggers={"stop_token_ids": [morning]})
+    assert first["trigger"] == {"type": "stop_token", "token_id": morning}
+    assert first["token_ids"][-1] == morning
     assert first["kv_retention"]["calls_tool"]
-    chunks = list(stream(server, first, text=" one two"))
+    chunks = list(stream(server, first, text=AGAIN))
     assert len(chunks) > 1
     last = chunks[-1]
     assert last["state"] in ("paused", "finished")
     text = [token for chunk in chunks for token in chunk["token_ids"]]
     plain = server.complete(
-        [*tokenized(server, prompt), *first["token_ids"], *tokenized(server, " one two")],
+        [*tokenized(server, PROMPT), *first["token_ids"], *tokenized(server, AGAIN)],
         max_tokens=len(text),
         ignore_eos=True,
     )
@@ -259,7 +260,7 @@ def test_intercept_in_chat_form(server: Server) -> None:
 
 
 def test_cancelled_intercept_holds_nothing(server: Server) -> None:
-    first = server.intercept(prompt=STORY + "one two three one two three one", **trigger("three"))
+    first = server.intercept(prompt=PROMPT, **trigger())
     until(lambda: server.retention()["num_sessions_holding"] > 0)
     before = server.retention()
     deleted = server.http.delete(f"/v1/intercepts/{first['id']}").json()
@@ -273,8 +274,7 @@ def test_cancelled_intercept_holds_nothing(server: Server) -> None:
 
 
 def test_client_that_goes_while_the_model_writes_can_resume_again(server: Server) -> None:
-    prompt = STORY + "one two three one two three one"
-    first = server.intercept(prompt=prompt, max_tokens=200, **trigger("three"))
+    first = server.intercept(prompt=PROMPT, max_tokens=200, **trigger())
     path = f"/v1/intercepts/{first['id']}/resume"
     body = {"text": " A long tale:", "stream": True, "max_tokens": 200}
     with server.http.stream("POST", path, json=body) as answer:
@@ -305,7 +305,7 @@ def test_bad_intercepts_are_refused(
 
 
 def test_too_long_tool_answer_is_refused_and_a_shorter_one_taken(server: Server) -> None:
-    first = server.intercept(prompt=STORY + "one two three one two three one", **trigger("three"))
+    first = server.intercept(prompt=PROMPT, **trigger())
     for text in (STORY * 2, STORY * 20):
         refused = server.resume(first, text=text)
         assert refused["status"] == 400
@@ -313,8 +313,8 @@ def test_too_long_tool_answer_is_refused_and_a_shorter_one_taken(server: Server)
     assert server.resume(first, text=" short")["status"] == 200
 
 
-def trigger(text: str) -> dict[str, Any]:
-    return {"triggers": {"stop": f" {text}"}}
+def trigger() -> dict[str, Any]:
+    return {"triggers": {"stop": " morning"}}
 
 
 def tokenized(server: Server, text: str) -> list[int]:
