@@ -228,13 +228,14 @@ def test_stop_token_pauses_and_the_stream_goes_on(server: Server) -> None:
     assert first["trigger"] == {"type": "stop_token", "token_id": morning}
     assert first["token_ids"][-1] == morning
     assert first["kv_retention"]["calls_tool"]
-    chunks = list(stream(server, first, text=AGAIN))
+    tool = " what. The lighthouse"
+    chunks = list(stream(server, first, text=tool))
     assert len(chunks) > 1
     last = chunks[-1]
     assert last["state"] in ("paused", "finished")
     text = [token for chunk in chunks for token in chunk["token_ids"]]
     plain = server.complete(
-        [*tokenized(server, PROMPT), *first["token_ids"], *tokenized(server, AGAIN)],
+        [*tokenized(server, PROMPT), *first["token_ids"], *tokenized(server, tool)],
         max_tokens=len(text),
         ignore_eos=True,
     )
