@@ -56,6 +56,8 @@ def test_importing_flags_and_plugin_imports_nothing_of_vllm() -> None:
         (["--kv_retention={}"], {}, True),
         (["--token-tree", "auto"], {}, True),
         (["--config", "server.yaml"], {}, True),
+        (["--scheduler-cls", FACTORY], {}, True),
+        ([f"--scheduler-cls={FACTORY}"], {}, True),
         (["--help"], {}, True),
         ([], {"ADASEEK_VLLM_FLAGS": "1"}, True),
         ([], {"ADASEEK_VLLM_FLAGS": "0"}, False),
@@ -79,6 +81,7 @@ def test_opt_in_on_the_command_line_patches_once(
     monkeypatch: pytest.MonkeyPatch, patched: None
 ) -> None:
     monkeypatch.setattr(sys, "argv", ["vllm", "serve", "m", "--kv-retention"])
+    monkeypatch.setattr("adaseek_vllm._compat.routes.install", lambda: None)
     before = dict(vars(EngineArgs))
     plugin.register()
     assert dict(vars(EngineArgs)) == before

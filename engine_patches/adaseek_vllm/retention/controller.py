@@ -240,6 +240,25 @@ class RetentionController:
             self.holdings.take(given.session, given.blocks)
             self.accounts.counts.num_reclaimed_blocks -= len(given.blocks)
 
+    def release(self, tenant: str, name: str) -> tuple[int, list[int]]:
+        """Ends the paused sessions of a name, as no turn of theirs follows.
+
+        Returns:
+            How many blocks they held, and those whose data nobody is expected to want again.
+        """
+        num_released, reuse_first = 0, []
+        for session in self.sessions:
+            is_meant = session.key.tenant == tenant and session.key.name == name
+            if not is_meant or session.paused_s is None:
+                continue
+            released = self._let_go(session, 0)
+            self.estimator.ended(session)
+            session.paused_s = None
+            self.sessions.remove(session.key)
+            num_released += len(released)
+            reuse_first += released[session.num_first_blocks :]
+        return num_released, reuse_first
+
     def release_all(self) -> None:
         """Releases every block, and forgets every copy: what they hold may be wrong from now on."""
         for session in self.holding:

@@ -14,6 +14,7 @@ __all__ = ["Hints"]
 
 _MAX_NAME = 128
 _MAX_SECONDS = 86400.0
+_MAX_STOPS = 64
 
 
 @dataclass(frozen=True)
@@ -26,6 +27,8 @@ class Hints:
         expect_s: `kvret_expect_s`, how long it takes.
         ttl_s: `kvret_ttl_s`, hold no longer than this.
         is_final: `kvret_final`, no turn follows this one.
+        pause_at: `kvret_pause_at`, the stop tokens and texts of an intercept: a turn that ends at
+            one of them, or in a tool call, is not final. None if the request is no intercept.
     """
 
     session: str | None = None
@@ -33,6 +36,7 @@ class Hints:
     expect_s: float | None = None
     ttl_s: float | None = None
     is_final: bool = False
+    pause_at: tuple[int | str, ...] | None = None
 
     @classmethod
     def read(cls, extra_args: Mapping[str, object] | None) -> Hints:
@@ -44,11 +48,18 @@ class Hints:
             expect_s=_seconds(given.get("kvret_expect_s")),
             ttl_s=_seconds(given.get("kvret_ttl_s")),
             is_final=given.get("kvret_final") in (1, True, "1", "true"),
+            pause_at=_stops(given.get("kvret_pause_at")),
         )
 
 
 def _name(value: object) -> str | None:
     return value[:_MAX_NAME] if isinstance(value, str) and value else None
+
+
+def _stops(value: object) -> tuple[int | str, ...] | None:
+    if not isinstance(value, list):
+        return None
+    return tuple(stop for stop in value[:_MAX_STOPS] if isinstance(stop, (int, str)))
 
 
 def _seconds(value: object) -> float | None:

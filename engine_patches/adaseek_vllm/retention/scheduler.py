@@ -10,11 +10,13 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Sequence
+from dataclasses import asdict, replace
 from typing import Any
 
 from vllm.v1.core.sched.scheduler import Scheduler
 from vllm.v1.request import RequestStatus
 
+from adaseek_vllm._compat import engine_control
 from adaseek_vllm._compat.answers import AnswerText
 from adaseek_vllm._compat.kv_blocks import PrefixCacheBlocks
 from adaseek_vllm.config import FeatureSettingsError
@@ -26,7 +28,7 @@ from adaseek_vllm.retention.metrics import Meter, Samples
 from adaseek_vllm.retention.policy import EngineLoad
 from adaseek_vllm.retention.sessions import SessionKey
 from adaseek_vllm.retention.settings import FLAG, RetentionSettings
-from adaseek_vllm.retention.tool_calls import NUM_TAIL_TOKENS, ToolCall, find_tool_call
+from adaseek_vllm.retention.tool_calls import NUM_TAIL_TOKENS, ToolCall, tool_call_at_end
 from adaseek_vllm.retention.turns import EndedTurn, Outcome, Released
 from adaseek_vllm.retention.waste import StepCost
 
@@ -78,6 +80,7 @@ class RetentionMixin(Scheduler):  # type: ignore[misc]
         self._num_steps = 0
         self._last_stats_s = -math.inf
         self._overhead_s = 0.0
+        engine_control.install()
         self._allocate_stock = self.kv_cache_manager.allocate_slots
         self.kv_cache_manager.allocate_slots = self._allocate_or_reclaim
 
@@ -175,6 +178,17 @@ class RetentionMixin(Scheduler):  # type: ignore[misc]
         num_blocks = math.ceil(num_wanted / int(self.block_size))
         return max(1, num_blocks - self.retention_blocks.num_free())
 
+    # Orders from outside, see `adaseek_vllm._compat.engine_control`.
+
+    def retention_order(self, order: str, *arguments: Any) -> Any:
+        """Returns what an order yields: `status`, or `release` with a tenant and a session."""
+        if order == "release":
+            released, reuse_first = self.retention.release(*arguments)
+            self.retention_blocks.reuse_first(reuse_first)
+            return released
+        assert order == "status", f"unknown order {order!r}"
+        return self._retention_status()
+
     # Everything is let go.
 
     def reset_prefix_cache(
@@ -253,15 +267,16 @@ class RetentionMixin(Scheduler):  # type: ignore[misc]
     def _retention_ended(self, request: Any) -> Outcome | None:
         """Tells the controller how a request ended, and keeps a report for its response."""
         self._short_since.pop(request.request_id, None)
+        stopped_at = self._stopped_at(request)
         is_abort = request.status == RequestStatus.FINISHED_ABORTED
-        is_over = request.status in (
+        is_over = stopped_at is not None or request.status in (
             RequestStatus.FINISHED_STOPPED,
             RequestStatus.FINISHED_LENGTH_CAPPED,
         )
         if not (is_over or (is_abort and self.retention.settings.pin_aborted)):
             self.retention.cancelled(request.request_id)
             return None
-        turn = self._ended_turn(request)
+        turn = self._ended_turn(request, stopped_at)
         outcome = self.retention.ended(turn)
         if outcome.is_session:
             self._retention_reports[request.request_id] = {
@@ -272,11 +287,27 @@ class RetentionMixin(Scheduler):  # type: ignore[misc]
             }
         return outcome
 
-    def _ended_turn(self, request: Any) -> EndedTurn:
+    def _stopped_at(self, request: Any) -> int | str | None:
+        """Returns the token or text that a turn ended at, None if it ended otherwise.
+
+        vLLM's front end looks for stop texts, and then aborts the request in the engine as if its
+        client had gone: only the text tells the two apart.
+        """
+        if request.status == RequestStatus.FINISHED_STOPPED:
+            return next(reversed(request.output_token_ids), None)
+        params = request.sampling_params
+        if request.status != RequestStatus.FINISHED_ABORTED or params is None or not params.stop:
+            return None
+        text = self._answer_text(request.output_token_ids[-NUM_TAIL_TOKENS:])
+        return next((stop for stop in params.stop if stop in text), None)
+
+    def _ended_turn(self, request: Any, stopped_at: int | str | None) -> EndedTurn:
         blocks, num_tokens = self.retention_blocks.hits(request, request.num_tokens)
         tenant, adapter = _owner(request)
         hints = Hints.read(_extra_args(request))
-        call = self._tool_call(request, hints)
+        call = self._tool_call(request, hints, stopped_at)
+        if hints.pause_at is not None and call is not None:
+            hints = replace(hints, is_final=False)
         return EndedTurn(
             request_id=request.request_id,
             blocks=blocks,
@@ -291,17 +322,19 @@ class RetentionMixin(Scheduler):  # type: ignore[misc]
             fingerprint=request.block_hashes[-1] if request.block_hashes else None,
         )
 
-    def _tool_call(self, request: Any, hints: Hints) -> ToolCall | None:
+    def _tool_call(
+        self, request: Any, hints: Hints, stopped_at: int | str | None
+    ) -> ToolCall | None:
         """Returns the call that a turn ends with: what the client says, else what can be seen."""
-        if hints.tool is not None:
+        is_pause = hints.pause_at is not None and stopped_at in hints.pause_at
+        if hints.tool is not None and (is_pause or hints.pause_at is None):
             return ToolCall(hints.tool)
         if not self.retention.knows(request.request_id):
             return None
-        tail = request.output_token_ids[-NUM_TAIL_TOKENS:]
-        call = find_tool_call(self._answer_text(tail))
-        if call is None and not self._marker_ids.isdisjoint(tail):
-            return ToolCall("")
-        return call
+        answer = request.output_token_ids
+        call = tool_call_at_end(answer, self._answer_text)
+        has_marker = not self._marker_ids.isdisjoint(answer[-NUM_TAIL_TOKENS:])
+        return ToolCall("") if call is None and (is_pause or has_marker) else call
 
     def _must_have(self, request: Any) -> bool:
         """Returns whether even sessions that are worth holding must give way to a request."""
@@ -323,6 +356,18 @@ class RetentionMixin(Scheduler):  # type: ignore[misc]
             cost=cost,
             host=self.retention_host.cost if self.retention_host is not None else None,
         )
+
+    def _retention_status(self) -> dict[str, object]:
+        retention = self.retention
+        return {
+            "policy": retention.settings.policy,
+            "num_sessions": len(retention.sessions),
+            "num_sessions_holding": len(retention.holding),
+            "num_held_blocks": retention.num_held_blocks,
+            "num_blocks": self.retention_blocks.num_usable,
+            "block_tokens": self.block_size,
+            "counts": asdict(retention.counts),
+        }
 
     def _context_pairs(self, output: Any) -> float | None:
         """Returns how many pairs of tokens a step attends over; None if it is not learned from."""

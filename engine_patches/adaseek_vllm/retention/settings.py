@@ -40,6 +40,9 @@ class RetentionSettings:
         require_salt: only sessions with a cache salt are held.
         pin_aborted: hold sessions whose client went away too.
         markers: token ids that start a tool call, beside the formats of vLLM's tool parsers.
+        max_intercepts: intercepts of /v1/intercepts kept at most; then paused ones are dropped.
+        intercept_ttl_s: longest time an intercept may be paused, in seconds; its KV cache is let
+            go earlier, as `max_ttl_s` says.
         estimate: how long a tool takes: `learned` per tool, `elapsed` as in InferCept, or `hint`,
             which believes clients.
         ttl_s: how long the policy `ttl` holds a session, in seconds.
@@ -64,6 +67,8 @@ class RetentionSettings:
     require_salt: bool = False
     pin_aborted: bool = False
     markers: tuple[int, ...] = ()
+    max_intercepts: int = 1024
+    intercept_ttl_s: float = 600.0
     estimate: str = "learned"
     ttl_s: float = 10.0
     threshold_s: float = 1.0
@@ -85,6 +90,8 @@ class RetentionSettings:
         _check_number("ttl_s", self.ttl_s, 0.0, 86400.0)
         _check_number("threshold_s", self.threshold_s, 0.0, 86400.0)
         _check_integer("min_pin_tokens", self.min_pin_tokens, 0)
+        _check_number("intercept_ttl_s", self.intercept_ttl_s, 0.0, 86400.0)
+        _check_integer("max_intercepts", self.max_intercepts, 1)
         _check_integer("max_sessions", self.max_sessions, 1)
         _check_integer("host_bytes", self.host_bytes, 0)
         _check_number("inflight_fraction", self.inflight_fraction, 0.0, 1.0)

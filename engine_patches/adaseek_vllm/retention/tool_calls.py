@@ -8,9 +8,10 @@ as one that may or may not be followed by another.
 from __future__ import annotations
 
 import re
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-__all__ = ["NUM_TAIL_TOKENS", "ToolCall", "find_tool_call"]
+__all__ = ["NUM_TAIL_TOKENS", "ToolCall", "find_tool_call", "tool_call_at_end"]
 
 NUM_TAIL_TOKENS = 256
 """How many tokens of an answer's end are looked at."""
@@ -47,6 +48,20 @@ class ToolCall:
     """A call that an answer ends with; `name` is "" where it could not be read."""
 
     name: str
+
+
+def tool_call_at_end(
+    token_ids: Sequence[int], text_of: Callable[[Sequence[int]], str]
+) -> ToolCall | None:
+    """Returns the tool call that an answer ends with, None if there seems to be none.
+
+    Args:
+        token_ids: the answer, the token that ended it included.
+        text_of: returns the text of tokens, with special ones.
+    """
+    tail = token_ids[-NUM_TAIL_TOKENS:]
+    # A bare call is known by its end, after which the model still writes that its turn is over.
+    return find_tool_call(text_of(tail)) or find_tool_call(text_of(tail[:-1]))
 
 
 def find_tool_call(text: str) -> ToolCall | None:

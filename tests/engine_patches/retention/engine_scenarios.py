@@ -4,6 +4,9 @@ A program of its own, because an engine in its process leaves much behind. Agent
 one another while one-shot requests want more memory than there is; greedy, in float32.
 
     python engine_scenarios.py NUM_SESSIONS NUM_TURNS [ARM,...]
+
+ADASEEK_NUM_ROUNDS plays so many groups of sessions, one after the other (default 1); a turn adds
+20 tokens to a context of 120, and MAX_LEN allows 19 of them.
 """
 
 from __future__ import annotations
@@ -45,6 +48,7 @@ ARMS: dict[str, object] = {
     "stock": None,
     "auto": "auto",
     "pin": {"policy": "pin", "max_pinned_fraction": 0.9},
+    "soft": {"policy": "soft"},
     "drop": {"policy": "drop"},
     "infercept": {"policy": "infercept"},
     "host": {"policy": "host", "max_pinned_fraction": 0.9, "host_bytes": "64MiB"},
@@ -135,7 +139,12 @@ def run_arm(
     scheduler = core.engine_core.scheduler
     has_host = getattr(scheduler, "retention_host", None) is not None
     copies = CheckedCopies(scheduler, fail_every) if has_host else None
-    outputs, num_cached = play(llm, num_sessions, num_turns)
+    outputs: list[Any] = []
+    num_cached = 0
+    for seed in range(int(os.environ.get("ADASEEK_NUM_ROUNDS", "1"))):
+        written, num_hit = play(llm, num_sessions, num_turns, seed)
+        outputs += written
+        num_cached += num_hit
     retention = getattr(scheduler, "retention", None)
     result = {
         "scheduler": type(scheduler).__name__,
@@ -155,8 +164,8 @@ def run_arm(
     return result
 
 
-def play(llm: Any, num_sessions: int, num_turns: int) -> tuple[list[Any], int]:
-    rng = np.random.default_rng(7)
+def play(llm: Any, num_sessions: int, num_turns: int, seed: int) -> tuple[list[Any], int]:
+    rng = np.random.default_rng(7 + seed)
     contexts = [rng.integers(3, VOCABULARY, 120).tolist() for _ in range(num_sessions)]
     outputs, num_cached = [], 0
     for turn in range(num_turns):

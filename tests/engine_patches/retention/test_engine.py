@@ -1,6 +1,10 @@
 """Retention in real engines on the CPU: equal outputs and hits that survive.
 
-ADASEEK_NUM_TURNS sets how many turns each of the six sessions takes under each policy (default 5).
+ADASEEK_NUM_TURNS sets how many turns each of six sessions takes under each policy (default 5, at
+most 19), ADASEEK_NUM_ROUNDS how many groups of six there are (default 1). 18 and 10 make 1,020
+resumes under each policy:
+
+    ADASEEK_NUM_TURNS=18 ADASEEK_NUM_ROUNDS=10 pytest tests/engine_patches/retention/test_engine.py
 """
 
 from __future__ import annotations
@@ -15,7 +19,8 @@ from typing import Any
 import pytest
 
 NUM_TURNS = os.environ.get("ADASEEK_NUM_TURNS", "5")
-pytestmark = [pytest.mark.engine, pytest.mark.timeout(900)]
+NUM_ROUNDS = int(os.environ.get("ADASEEK_NUM_ROUNDS", "1"))
+pytestmark = [pytest.mark.engine, pytest.mark.timeout(900 * NUM_ROUNDS)]
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +42,7 @@ def test_off_means_vllms_own_scheduler(arms: dict[str, Any]) -> None:
 def test_greedy_outputs_are_the_same_under_every_policy(arms: dict[str, Any]) -> None:
     assert len({arm["outputs"] for arm in arms.values()}) == 1
     resumed = {arm["num_resumed"] for name, arm in arms.items() if name != "stock"}
-    assert resumed == {6 * (int(NUM_TURNS) - 1)}
+    assert resumed == {6 * (int(NUM_TURNS) - 1) * NUM_ROUNDS}
 
 
 def test_held_contexts_are_hit_where_stock_has_lost_them(arms: dict[str, Any]) -> None:

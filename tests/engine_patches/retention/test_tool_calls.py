@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import pytest
-from adaseek_vllm.retention.tool_calls import ToolCall, find_tool_call
+from adaseek_vllm.retention.tool_calls import ToolCall, find_tool_call, tool_call_at_end
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -43,6 +45,18 @@ def test_calls_and_their_names(text: str, name: str) -> None:
 )
 def test_plain_answers(text: str) -> None:
     assert find_tool_call(text) is None
+
+
+def test_end_of_turn_token_does_not_hide_a_bare_call() -> None:
+    words = ['{"name": "add", ', '"arguments": {}}', "<|im_end|>"]
+
+    def text_of(token_ids: Sequence[int]) -> str:
+        return "".join(words[token] for token in token_ids)
+
+    assert tool_call_at_end([0, 1, 2], text_of) == ToolCall("add")
+    assert tool_call_at_end([0, 1], text_of) == ToolCall("add")
+    assert tool_call_at_end([0, 2], text_of) is None
+    assert tool_call_at_end([], text_of) is None
 
 
 @given(st.text(alphabet='<>|{}[]"\\:, \n`abtool_call=function', max_size=300))
