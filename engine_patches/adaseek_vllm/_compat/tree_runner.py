@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from itertools import chain
 from typing import Any, cast
 
 import numpy as np
@@ -17,12 +18,15 @@ from vllm.v1.worker.cpu_model_runner import CPUModelRunner
 from vllm.v1.worker.cpu_worker import CPUWorker
 
 from adaseek_vllm._compat.tree_attention import (
+    TreeAttentionMetadataBuilder,
     TreeForward,
+    cache_layout,
     layers_without_trees,
     registered_backend,
 )
 from adaseek_vllm._compat.tree_sampling import narrowed
 from adaseek_vllm.config import FeatureSettingsError
+from adaseek_vllm.token_tree.kernels import Kernel, best_kernel
 from adaseek_vllm.token_tree.proposer import TreeProposer
 from adaseek_vllm.token_tree.sources import DraftRequest
 from adaseek_vllm.token_tree.step import RequestTree, TreeStep, moves
@@ -38,6 +42,10 @@ _NO_TOKEN = -1
 class TreeCPUModelRunner(CPUModelRunner):  # type: ignore[misc]
     """Runs trees through the target model, walks them, and moves what was accepted into place."""
 
+    # Set once the KV caches are there.
+    _layout: str
+    _kernel: Kernel
+    _caches: list[list[torch.Tensor]]  # of each group of layers that share block tables
     # One step's drafts and trees; set by `_prepare_inputs`, read until the step's end.
     _drafts: list[TreeTokens]
     _forward: TreeForward | None
@@ -54,10 +62,25 @@ class TreeCPUModelRunner(CPUModelRunner):  # type: ignore[misc]
         layers = self.compilation_config.static_forward_context
         for name, reason in layers_without_trees(layers).items():
             # A causal mask over a tree's rows would accept wrong tokens without a sign of it.
-            raise FeatureSettingsError(
-                f"--token-tree cannot be used with this model: layer {name} does not attend along "
-                f"trees, because {reason}. Leave the flag out."
+            raise _unusable(f"layer {name} does not attend along trees, because {reason}")
+
+    def initialize_kv_cache(self, *args: Any, **kwargs: Any) -> None:
+        super().initialize_kv_cache(*args, **kwargs)
+        layers = self.compilation_config.static_forward_context
+        try:
+            self._layout = cache_layout(layers)
+        except ValueError as error:
+            raise _unusable(str(error)) from error
+        self._kernel = best_kernel(self._layout)
+        self._caches = [
+            # Layers may share a cache, whose rows must not move twice.
+            list(
+                {
+                    (cache := layers[name].kv_cache).data_ptr(): cache for name in group.layer_names
+                }.values()
             )
+            for group in self.kv_cache_config.kv_cache_groups
+        ]
 
     def _prepare_inputs(self, scheduler_output: Any, num_scheduled_tokens: Any) -> Any:
         self._started_s = time.perf_counter()
@@ -78,7 +101,7 @@ class TreeCPUModelRunner(CPUModelRunner):  # type: ignore[misc]
             # After the slots were computed from them: a row's slot follows its number, its
             # position its depth.
             self.positions[rows] += torch.from_numpy(step.position_shifts)
-            self._forward = TreeForward(step, rows)
+            self._forward = TreeForward(step, self._kernel, len(request_ids))
         # What a step costs is learned from steps that hold nothing but drafts.
         self._is_decoding = len(num_scheduled_tokens) + sum(map(len, self._drafts)) == ends[-1]
         return prepared
@@ -89,13 +112,13 @@ class TreeCPUModelRunner(CPUModelRunner):  # type: ignore[misc]
         return RequestTree(index, end - num_rows, num_tokens - num_rows, draft)
 
     def _build_attention_metadata(self, *args: Any, **kwargs: Any) -> Any:
-        # Layer -> metadata; a list of these only with microbatches, which a CPU has not.
-        built: Any = super()._build_attention_metadata(*args, **kwargs)
         # A dummy run makes metadata too, without a step of ours.
-        if kwargs.get("use_spec_decode") and self._forward is not None:
-            for metadata in {id(item): item for item in built[0].values()}.values():
-                metadata.tree_forward = self._forward
-        return built
+        forward = self._forward if kwargs.get("use_spec_decode") else None
+        for group in chain.from_iterable(self.attn_groups):
+            builder = group.get_metadata_builder()
+            assert isinstance(builder, TreeAttentionMetadataBuilder), type(builder)
+            builder.tree_forward = forward
+        return super()._build_attention_metadata(*args, **kwargs)
 
     def _sample(self, logits: torch.Tensor | None, spec_decode_metadata: Any) -> SamplerOutput:
         if spec_decode_metadata is None or logits is None:
@@ -144,10 +167,13 @@ class TreeCPUModelRunner(CPUModelRunner):  # type: ignore[misc]
         forward, self._forward = self._forward, None
         if forward is None:
             return
-        sources, targets = torch.from_numpy(moves(forward.step, [one.rows for one in verified]))
-        if len(sources):
-            for written in forward.written:
-                written.move(sources, targets)
+        pairs = moves(forward.step, [one.rows for one in verified])
+        if pairs.shape[1]:
+            rows = torch.from_numpy(forward.step.rows[pairs])
+            for group, caches in enumerate(self._caches):
+                slots = self.input_batch.block_table[group].slot_mapping.gpu
+                sources, targets = slots[rows].long()
+                self._kernel.move_rows(caches, sources, targets, layout=self._layout)
 
     def propose_draft_token_ids(
         self, scheduler_output: Any, sampled_token_ids: Any, *_args: Any, **_kwargs: Any
@@ -182,6 +208,12 @@ class TreeCPUWorker(CPUWorker):  # type: ignore[misc]
         assert type(runner) is CPUModelRunner, type(runner)
         # The runner is made inside a long method, so its class is changed before anything ran.
         runner.__class__ = TreeCPUModelRunner
+
+
+def _unusable(reason: str) -> FeatureSettingsError:
+    return FeatureSettingsError(
+        f"--token-tree cannot be used with this model: {reason}. Leave the flag out."
+    )
 
 
 def _as_tree(drafted: Sequence[int]) -> TreeTokens:
