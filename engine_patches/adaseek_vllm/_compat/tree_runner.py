@@ -13,6 +13,7 @@ from typing import Any, cast
 
 import numpy as np
 import torch
+from vllm.logger import init_logger
 from vllm.v1.outputs import LogprobsTensors, SamplerOutput
 from vllm.v1.worker.cpu_model_runner import CPUModelRunner
 from vllm.v1.worker.cpu_worker import CPUWorker
@@ -29,6 +30,7 @@ from adaseek_vllm.config import FeatureSettingsError
 from adaseek_vllm.token_tree.kernels import Kernel, best_kernel
 from adaseek_vllm.token_tree.proposer import TreeProposer
 from adaseek_vllm.token_tree.sources import DraftRequest
+from adaseek_vllm.token_tree.stats import TreeStats
 from adaseek_vllm.token_tree.step import RequestTree, TreeStep, moves
 from adaseek_vllm.token_tree.tree import TreeTokens
 from adaseek_vllm.token_tree.verify import Verified, batch_walk
@@ -37,6 +39,10 @@ from adaseek_vllm.token_tree.verify import Verified, batch_walk
 __all__ = ["TreeCPUModelRunner", "TreeCPUWorker"]
 
 _NO_TOKEN = -1
+_REPORT_INTERVAL_S = 10.0
+
+# One of vLLM's own, or the line would not reach the log.
+_logger = init_logger("vllm.adaseek.token_tree")
 
 
 class TreeCPUModelRunner(CPUModelRunner):  # type: ignore[misc]
@@ -45,6 +51,7 @@ class TreeCPUModelRunner(CPUModelRunner):  # type: ignore[misc]
     # Set once the KV caches are there.
     _layout: str
     _kernel: Kernel
+    _stats: TreeStats
     _caches: list[list[torch.Tensor]]  # of each group of layers that share block tables
     # One step's drafts and trees; set by `_prepare_inputs`, read until the step's end.
     _drafts: list[TreeTokens]
@@ -67,6 +74,7 @@ class TreeCPUModelRunner(CPUModelRunner):  # type: ignore[misc]
     def initialize_kv_cache(self, *args: Any, **kwargs: Any) -> None:
         super().initialize_kv_cache(*args, **kwargs)
         layers = self.compilation_config.static_forward_context
+        self._stats = TreeStats()
         try:
             self._layout = cache_layout(layers)
         except ValueError as error:
@@ -141,12 +149,27 @@ class TreeCPUModelRunner(CPUModelRunner):  # type: ignore[misc]
             taken.append((list(requests), sampled))
             return [token for (token,) in sampled.sampled_token_ids.tolist()]
 
-        self._learn(logits, spec_decode_metadata)
-        verified = batch_walk(self._walkable_drafts(), choose)
-        self._move_accepted(verified)
+        self._stats.seconds["forward"] += time.perf_counter() - self._started_s
+        with self._stats.timed("learn"):
+            self._learn(logits, spec_decode_metadata)
+        drafts = self._walkable_drafts()
+        with self._stats.timed("walk"):
+            verified = batch_walk(drafts, choose)
+        with self._stats.timed("move"):
+            self._move_accepted(verified)
         if self._is_decoding:
             self._proposer.step_cost.observe(len(logits), time.perf_counter() - self._started_s)
+        self._report(drafts, verified)
         return _merged(verified, taken)
+
+    def _report(self, drafts: Sequence[TreeTokens], verified: Sequence[Verified]) -> None:
+        """Counts a step; logs what was counted now and then."""
+        self._stats.add(drafts, verified)
+        for request_id, one in zip(self.input_batch.req_ids, verified, strict=True):
+            self._stats.credit(self._proposer.credit(request_id, one.tokens[:-1]))
+        if time.monotonic() - self._stats.since_s >= _REPORT_INTERVAL_S:
+            _logger.info(self._stats.describe())
+            self._stats = TreeStats()
 
     def _learn(self, logits: torch.Tensor, spec_decode_metadata: Any) -> None:
         """Tells the sources what the target found likely after every row, accepted or not."""
@@ -179,16 +202,16 @@ class TreeCPUModelRunner(CPUModelRunner):  # type: ignore[misc]
         self, scheduler_output: Any, sampled_token_ids: Any, *_args: Any, **_kwargs: Any
     ) -> Any:
         batch = self.input_batch
-        return self._proposer.draft(
-            [
-                DraftRequest(
-                    request_id=request_id,
-                    tokens=batch.token_ids_cpu[index, : batch.num_tokens_no_spec[index]],
-                    num_new_tokens=len(sampled_token_ids[index]),
-                )
-                for index, request_id in enumerate(batch.req_ids)
-            ]
-        )
+        requests = [
+            DraftRequest(
+                request_id=request_id,
+                tokens=batch.token_ids_cpu[index, : batch.num_tokens_no_spec[index]],
+                num_new_tokens=len(sampled_token_ids[index]),
+            )
+            for index, request_id in enumerate(batch.req_ids)
+        ]
+        with self._stats.timed("draft"):
+            return self._proposer.draft(requests)
 
     def _on_request_state_removed(self, req_id: str, req_state: Any) -> None:
         super()._on_request_state_removed(req_id, req_state)
