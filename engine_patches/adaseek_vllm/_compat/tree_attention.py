@@ -27,6 +27,7 @@ __all__ = [
     "TreeForward",
     "cache_layout",
     "layers_without_trees",
+    "model_obstacle",
     "registered_backend",
 ]
 
@@ -126,6 +127,15 @@ def registered_backend() -> Iterator[None]:
     finally:
         AttentionBackendEnum.CPU_ATTN.clear_override()
         _cached_get_attn_backend.cache_clear()
+
+
+def model_obstacle(model_config: Any) -> str | None:
+    """Returns why trees cannot be used with a model, as far as its configuration tells."""
+    if model_config.is_encoder_decoder:
+        return "it is an encoder and a decoder"
+    if model_config.uses_mrope:
+        return "its rows have positions in several dimensions, and a tree's are its depths"
+    return None
 
 
 def layers_without_trees(static_forward_context: Mapping[str, Any]) -> dict[str, str]:

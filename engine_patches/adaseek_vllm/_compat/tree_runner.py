@@ -23,11 +23,13 @@ from adaseek_vllm._compat.tree_attention import (
     TreeForward,
     cache_layout,
     layers_without_trees,
+    model_obstacle,
     registered_backend,
 )
 from adaseek_vllm._compat.tree_sampling import narrowed
 from adaseek_vllm.config import FeatureSettingsError
 from adaseek_vllm.token_tree.kernels import Kernel, best_kernel
+from adaseek_vllm.token_tree.metrics import TreeMetrics
 from adaseek_vllm.token_tree.proposer import TreeProposer
 from adaseek_vllm.token_tree.sources import DraftRequest
 from adaseek_vllm.token_tree.stats import TreeStats
@@ -51,7 +53,9 @@ class TreeCPUModelRunner(CPUModelRunner):  # type: ignore[misc]
     # Set once the KV caches are there.
     _layout: str
     _kernel: Kernel
-    _stats: TreeStats
+    _metrics: TreeMetrics
+    _stats: TreeStats  # since the last report
+    _step_stats: TreeStats
     _caches: list[list[torch.Tensor]]  # of each group of layers that share block tables
     # One step's drafts and trees; set by `_prepare_inputs`, read until the step's end.
     _drafts: list[TreeTokens]
@@ -64,6 +68,8 @@ class TreeCPUModelRunner(CPUModelRunner):  # type: ignore[misc]
         return cast(TreeProposer, self.drafter)
 
     def load_model(self, *args: Any, **kwargs: Any) -> None:
+        if (reason := model_obstacle(self.model_config)) is not None:
+            raise _unusable(reason)
         with registered_backend():
             super().load_model(*args, **kwargs)
         layers = self.compilation_config.static_forward_context
@@ -74,7 +80,7 @@ class TreeCPUModelRunner(CPUModelRunner):  # type: ignore[misc]
     def initialize_kv_cache(self, *args: Any, **kwargs: Any) -> None:
         super().initialize_kv_cache(*args, **kwargs)
         layers = self.compilation_config.static_forward_context
-        self._stats = TreeStats()
+        self._metrics, self._stats, self._step_stats = TreeMetrics(), TreeStats(), TreeStats()
         try:
             self._layout = cache_layout(layers)
         except ValueError as error:
@@ -149,13 +155,13 @@ class TreeCPUModelRunner(CPUModelRunner):  # type: ignore[misc]
             taken.append((list(requests), sampled))
             return [token for (token,) in sampled.sampled_token_ids.tolist()]
 
-        self._stats.seconds["forward"] += time.perf_counter() - self._started_s
-        with self._stats.timed("learn"):
+        self._step_stats.seconds["forward"] += time.perf_counter() - self._started_s
+        with self._step_stats.timed("learn"):
             self._learn(logits, spec_decode_metadata)
         drafts = self._walkable_drafts()
-        with self._stats.timed("walk"):
+        with self._step_stats.timed("walk"):
             verified = batch_walk(drafts, choose)
-        with self._stats.timed("move"):
+        with self._step_stats.timed("move"):
             self._move_accepted(verified)
         if self._is_decoding:
             self._proposer.step_cost.observe(len(logits), time.perf_counter() - self._started_s)
@@ -163,12 +169,16 @@ class TreeCPUModelRunner(CPUModelRunner):  # type: ignore[misc]
         return _merged(verified, taken)
 
     def _report(self, drafts: Sequence[TreeTokens], verified: Sequence[Verified]) -> None:
-        """Counts a step; logs what was counted now and then."""
-        self._stats.add(drafts, verified)
+        """Counts a step, and logs now and then what was counted."""
+        step, total = self._step_stats, self._stats
+        step.add(drafts, verified)
         for request_id, one in zip(self.input_batch.req_ids, verified, strict=True):
-            self._stats.credit(self._proposer.credit(request_id, one.tokens[:-1]))
-        if time.monotonic() - self._stats.since_s >= _REPORT_INTERVAL_S:
-            _logger.info(self._stats.describe())
+            step.credit(self._proposer.credit(request_id, one.tokens[:-1]))
+        self._metrics.add(step)
+        total.merge(step)
+        self._step_stats = TreeStats()
+        if time.monotonic() - total.since_s >= _REPORT_INTERVAL_S:
+            _logger.info(total.describe())
             self._stats = TreeStats()
 
     def _learn(self, logits: torch.Tensor, spec_decode_metadata: Any) -> None:
@@ -210,7 +220,7 @@ class TreeCPUModelRunner(CPUModelRunner):  # type: ignore[misc]
             )
             for index, request_id in enumerate(batch.req_ids)
         ]
-        with self._stats.timed("draft"):
+        with self._step_stats.timed("draft"):
             return self._proposer.draft(requests)
 
     def _on_request_state_removed(self, req_id: str, req_state: Any) -> None:

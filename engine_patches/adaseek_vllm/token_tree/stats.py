@@ -1,4 +1,4 @@
-"""What trees did since the last report: a line for the log."""
+"""What trees did in a step, or since the last report."""
 
 from __future__ import annotations
 
@@ -25,6 +25,8 @@ class TreeStats:
     num_branching: int = 0
     accepted_by_source: Counter[str] = field(default_factory=Counter)
     """Accepted tokens that a source had guessed; several may have guessed the same."""
+    accepted_depths: Counter[int] = field(default_factory=Counter)
+    """Accepted tokens of a request in a step -> how often."""
     seconds: Counter[str] = field(default_factory=Counter)
     """By part of a step."""
     since_s: float = field(default_factory=time.monotonic)
@@ -36,6 +38,14 @@ class TreeStats:
             self.num_nodes += len(draft)
             self.num_branching += not draft.is_chain
             self.num_tokens += len(one.tokens)
+            self.accepted_depths[len(one.rows)] += 1
+
+    def merge(self, other: TreeStats) -> None:
+        """Adds what another one counted."""
+        for name in ("num_requests", "num_nodes", "num_tokens", "num_branching"):
+            setattr(self, name, getattr(self, name) + getattr(other, name))
+        for name in ("accepted_by_source", "accepted_depths", "seconds"):
+            getattr(self, name).update(getattr(other, name))
 
     def credit(self, accepted: Mapping[str, int]) -> None:
         """Counts source -> accepted tokens that it had guessed."""
