@@ -185,7 +185,7 @@ class TreeCPUModelRunner(CPUModelRunner):  # type: ignore[misc]
         """Tells the sources what the target found likely after every row, accepted or not."""
         if num_successors := self._proposer.num_successors:
             tokens = self.input_ids.gpu[spec_decode_metadata.logits_indices].long()
-            successors = logits.topk(num_successors).indices
+            successors = self._kernel.top_tokens(logits, num_successors)
             self._proposer.learn(tokens.numpy(), successors.numpy())
 
     def _walkable_drafts(self) -> list[TreeTokens]:

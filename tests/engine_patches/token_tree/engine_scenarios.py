@@ -38,7 +38,6 @@ from adaseek_vllm.token_tree.tree import ROOT
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from vllm import SamplingParams
 from vllm.sampling_params import StructuredOutputsParams
-from vllm.v1.worker.cpu_model_runner import CPUModelRunner
 
 # Three special tokens and the 256 bytes.
 VOCABULARY = 259
@@ -360,10 +359,18 @@ def structured(model: str) -> dict[str, Any]:
 def controls(engine: Engine, run: Any, expected: list[Any], texts: Texts) -> dict[str, int]:
     """Completions that differ if one part of the machinery is taken out."""
     engine.use(texts)
-    runner, parent = engine.runner, CPUModelRunner
+    runner = engine.runner
+    build = runner._build_attention_metadata
+
+    def without_trees(self: Any, *args: Any, **kwargs: Any) -> Any:
+        forward, self._forward = self._forward, None
+        metadata = build(*args, **kwargs)
+        self._forward = forward
+        return metadata
+
     different = {}
     for name, part in (
-        ("causal mask", {"_build_attention_metadata": parent._build_attention_metadata}),
+        ("causal mask", {"_build_attention_metadata": without_trees}),
         ("no moves", {"_move_accepted": lambda _self, _verified: None}),
     ):
         engine.llm.reset_prefix_cache()

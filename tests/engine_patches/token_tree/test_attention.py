@@ -307,6 +307,25 @@ def test_chain_is_causal() -> None:
     assert torch.equal(allowed, torch.ones(3, 5, dtype=torch.bool).tril(2))
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_top_tokens_are_the_likeliest(kernel: Kernel, dtype: torch.dtype) -> None:
+    generator = torch.Generator().manual_seed(0)
+    for vocabulary in (7, 128, 1000, 5003):
+        logits = torch.randn(5, vocabulary + 3, generator=generator).to(dtype)[:, :-3]
+        logits[1] = torch.linspace(-1, 1, vocabulary).to(dtype)
+        scores = logits.gather(1, kernel.top_tokens(logits, 6))
+        assert torch.equal(scores, logits.topk(6).values)
+
+
+def test_top_tokens_of_a_masked_row_start_with_what_is_left(kernel: Kernel) -> None:
+    logits = torch.full((2, 300), float("-inf"))
+    logits[:, 200] = 1.0
+    logits[1, 7] = 2.0
+    top = kernel.top_tokens(logits, 4).tolist()
+    assert top[0][0] == 200
+    assert top[1][:2] == [7, 200]
+
+
 def test_without_a_compiler_plain_torch_is_used_and_said(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

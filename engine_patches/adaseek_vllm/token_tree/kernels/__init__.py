@@ -1,4 +1,4 @@
-"""Attention of tree rows: compiled where a compiler is at hand, in plain torch otherwise."""
+"""What is compiled where a compiler is at hand, and runs in plain torch otherwise."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ _CPU_INFO = Path("/proc/cpuinfo")
 
 
 class Kernel(Protocol):
-    """What a step with trees does to a layer's KV cache."""
+    """What a step with trees computes beside the model."""
 
     def attend(
         self,
@@ -79,6 +79,13 @@ class Kernel(Protocol):
         """
         ...
 
+    def top_tokens(self, logits: torch.Tensor, count: int) -> torch.Tensor:
+        """Returns the likeliest tokens of each row, best first, [rows, count] int64.
+
+        Where fewer are possible at all, the others are arbitrary.
+        """
+        ...
+
 
 class TorchKernel:
     """Runs anywhere."""
@@ -119,6 +126,9 @@ class TorchKernel:
     ) -> None:
         for cache in caches:
             layouts.move_rows(cache, sources, targets, layout)
+
+    def top_tokens(self, logits: torch.Tensor, count: int) -> torch.Tensor:
+        return logits.topk(count).indices
 
 
 class CompiledKernel:
@@ -166,6 +176,11 @@ class CompiledKernel:
         layout: str,
     ) -> None:
         self._module.move_rows(list(caches), sources, targets, layout == "amx")
+
+    def top_tokens(self, logits: torch.Tensor, count: int) -> torch.Tensor:
+        top = torch.empty(len(logits), count, dtype=torch.int64)
+        self._module.top_tokens(logits, top)
+        return top
 
 
 def best_kernel(layout: str) -> Kernel:

@@ -1,4 +1,4 @@
-// Attention of tree rows over a paged KV cache, and moves of rows inside that cache.
+// Attention of tree rows over a paged KV cache, moves of rows inside it, likeliest tokens.
 //
 // A step's trees are split into items (tree, KV head, range of tokens) that threads take one by
 // one. An item's queries are all rows times all query heads of its KV head, so keys and values are
@@ -300,6 +300,42 @@ void attend(const Shape& s, const std::vector<Tree>& trees, const T* query, cons
   }
 }
 
+template <typename T>
+void top_of_row(const T* logits, int64_t vocabulary, int64_t* tokens, int64_t k) {
+  std::vector<float> scores(k, kNever);
+  alignas(64) float some[kTile];
+  int64_t found = 0;
+  for (int64_t first = 0; first < vocabulary; first += kTile) {
+    const int64_t count = std::min(kTile, vocabulary - first);
+    for (int64_t i = 0; i < count; ++i) some[i] = static_cast<float>(logits[first + i]);
+    std::fill(some + count, some + kTile, kNever);
+    // Few tiles hold one of the best, so most are left after this.
+    if (!(maximum(some, kTile) > scores[k - 1])) continue;
+    for (int64_t i = 0; i < count; ++i) {
+      if (!(some[i] > scores[k - 1])) continue;
+      int64_t place = std::min(found, k - 1);
+      for (; place > 0 && some[i] > scores[place - 1]; --place) {
+        scores[place] = scores[place - 1];
+        tokens[place] = tokens[place - 1];
+      }
+      scores[place] = some[i];
+      tokens[place] = first + i;
+      found = std::min(found + 1, k);
+    }
+  }
+  if (found == 0) tokens[found++] = 0;
+  std::fill(tokens + found, tokens + k, tokens[0]);
+}
+
+template <typename T>
+void top_of_rows(const T* logits, int64_t rows, int64_t stride, int64_t vocabulary, int64_t* top,
+                 int64_t k) {
+#pragma omp parallel for num_threads(at::get_num_threads())
+  for (int64_t row = 0; row < rows; ++row) {
+    top_of_row(logits + row * stride, vocabulary, top + row * k, k);
+  }
+}
+
 bool has_amx() {
 #if defined(__AMX_BF16__) && defined(__AVX512BF16__)
   return MatrixUnits::permitted();
@@ -387,9 +423,22 @@ void move_rows(const std::vector<at::Tensor>& caches, const at::Tensor& from,
   }
 }
 
+// The likeliest tokens of each row, best first; equally likely ones in the order of their numbers.
+// Where fewer have a finite score, the best one is repeated.
+//   logits: [rows, vocabulary]; top: written, [rows, k] int64.
+void top_tokens(const at::Tensor& logits, const at::Tensor& top) {
+  TORCH_CHECK(logits.stride(1) == 1 && top.is_contiguous());
+  AT_DISPATCH_FLOATING_TYPES_AND2(
+      at::kBFloat16, at::kHalf, logits.scalar_type(), "top_tokens", [&] {
+        top_of_rows(logits.data_ptr<scalar_t>(), logits.size(0), logits.stride(0), logits.size(1),
+                    top.data_ptr<int64_t>(), top.size(1));
+      });
+}
+
 PYBIND11_MODULE(TORCH_EXTENSION_NAME, module) {
   using Released = pybind11::call_guard<pybind11::gil_scoped_release>;
   module.def("tree_attention", &tree_attention, "Attention of a step's tree rows", Released());
   module.def("move_rows", &move_rows, "Moves rows inside KV caches", Released());
+  module.def("top_tokens", &top_tokens, "The likeliest tokens of each row", Released());
   module.def("has_amx", &has_amx, "Whether it can read caches for Intel's matrix units");
 }
