@@ -164,7 +164,10 @@ class TreeCPUModelRunner(CPUModelRunner):  # type: ignore[misc]
         with self._step_stats.timed("move"):
             self._move_accepted(verified)
         if self._is_decoding:
-            self._proposer.step_cost.observe(len(logits), time.perf_counter() - self._started_s)
+            cost, actual_s = self._proposer.step_cost, time.perf_counter() - self._started_s
+            if cost.has_learned:
+                self._step_stats.compare(predicted_s=cost(len(logits)), actual_s=actual_s)
+            cost.observe(len(logits), actual_s)
         self._report(drafts, verified)
         return _merged(verified, taken)
 

@@ -29,6 +29,10 @@ class TreeStats:
     """Accepted tokens of a request in a step -> how often."""
     seconds: Counter[str] = field(default_factory=Counter)
     """By part of a step."""
+    num_predicted: int = 0
+    """Steps whose cost was predicted."""
+    cost_error: float = 0.0
+    """Sum of the relative errors of the predictions."""
     since_s: float = field(default_factory=time.monotonic)
 
     def add(self, drafts: Iterable[TreeTokens], verified: Iterable[Verified]) -> None:
@@ -42,7 +46,10 @@ class TreeStats:
 
     def merge(self, other: TreeStats) -> None:
         """Adds what another one counted."""
-        for name in ("num_requests", "num_nodes", "num_tokens", "num_branching"):
+        for name in (
+            *("num_requests", "num_nodes", "num_tokens", "num_branching"),
+            *("num_predicted", "cost_error"),
+        ):
             setattr(self, name, getattr(self, name) + getattr(other, name))
         for name in ("accepted_by_source", "accepted_depths", "seconds"):
             getattr(self, name).update(getattr(other, name))
@@ -50,6 +57,11 @@ class TreeStats:
     def credit(self, accepted: Mapping[str, int]) -> None:
         """Counts source -> accepted tokens that it had guessed."""
         self.accepted_by_source.update(accepted)
+
+    def compare(self, *, predicted_s: float, actual_s: float) -> None:
+        """Counts how far off the cost model was in a step."""
+        self.num_predicted += 1
+        self.cost_error += abs(predicted_s / actual_s - 1.0)
 
     @contextmanager
     def timed(self, part: str) -> Iterator[None]:
@@ -71,5 +83,6 @@ class TreeStats:
             f"Token trees: {self.num_tokens / num:.2f} tokens per step and request, "
             f"{self.num_nodes / num:.1f} nodes, {100 * self.num_branching / num:.0f}% branching; "
             f"accepted {self.num_tokens - num} tokens (guessed by: {sources or 'none'}); "
-            f"per request: {split}"
+            f"per request: {split}; step cost off by "
+            f"{100 * self.cost_error / max(1, self.num_predicted):.0f}%"
         )

@@ -13,9 +13,12 @@ def test_line_holds_tokens_nodes_branching_sources_and_times() -> None:
     stats.add([chain, tree], [Verified((9,), ()), Verified((4, 6, 8), (1, 3))])
     stats.credit({"suffix": 2, "recycling": 1})
     stats.seconds["walk"] += 0.004
+    stats.compare(predicted_s=1.1, actual_s=1.0)
+    stats.compare(predicted_s=0.7, actual_s=1.0)
     assert stats.describe() == (
         "Token trees: 2.00 tokens per step and request, 3.0 nodes, 50% branching; "
-        "accepted 2 tokens (guessed by: recycling 1, suffix 2); per request: walk 2.00 ms"
+        "accepted 2 tokens (guessed by: recycling 1, suffix 2); per request: walk 2.00 ms; "
+        "step cost off by 20%"
     )
 
 
