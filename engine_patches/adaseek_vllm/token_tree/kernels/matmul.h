@@ -64,26 +64,25 @@ void multiply(const float* a, int64_t lda, const float* b, int64_t ldb, float* c
   }
 }
 
-// e ** x for x <= 0, to two units in the last place; 0 below the smallest normal float.
-inline Vec exponential(Vec x) {
-  const Vec lowest = filled(-87.0f);
-  const Ints is_zero = x < lowest;
-  x = is_zero ? lowest : x;
-  // x = n ln 2 + r with |r| <= ln 2 / 2; a conversion cuts off towards zero.
-  const Ints whole = __builtin_convertvector(x * 1.44269504f - 0.5f, Ints);
-  const Vec n = __builtin_convertvector(whole, Vec);
-  const Vec r = (x - n * 0.693359375f) + n * 2.12194440e-4f;
-  Vec p = filled(1.9875691500e-4f);
-  p = p * r + 1.3981999507e-3f;
-  p = p * r + 8.3334519073e-3f;
-  p = p * r + 4.1665795894e-2f;
-  p = p * r + 1.6666665459e-1f;
-  p = p * r + 5.0000001201e-1f;
-  p = p * r * r + r + 1.0f;
-  const Ints bits = (whole + 127) << 23;
-  Vec power;
-  std::memcpy(&power, &bits, sizeof(power));
-  return is_zero ? Vec{} : p * power;
+// 2 ** x for x <= 0 with a relative error below 3e-7; what is below 2 ** -126 becomes that.
+inline Vec power_of_two(Vec x) {
+  const Vec lowest = filled(-126.0f);
+  x = x > lowest ? x : lowest;
+  // x = whole + r with |r| <= 1/2; a conversion cuts off towards zero.
+  const Ints whole = __builtin_convertvector(x - 0.5f, Ints);
+  const Vec r = x - __builtin_convertvector(whole, Vec);
+  Vec p = filled(1.3333558e-3f);
+  p = p * r + 9.6181291e-3f;
+  p = p * r + 5.5504109e-2f;
+  p = p * r + 2.4022651e-1f;
+  p = p * r + 6.9314718e-1f;
+  p = p * r + 1.0f;
+  // The exponent's field of a float starts at bit 23.
+  Ints bits;
+  std::memcpy(&bits, &p, sizeof(bits));
+  bits += whole << 23;
+  std::memcpy(&p, &bits, sizeof(bits));
+  return p;
 }
 
 // Vectors of half the lanes: what a sum or maximum over lanes is folded into.
@@ -122,9 +121,11 @@ inline float maximum(const float* row, int64_t width) {
 // Writes e ** (factor * row - highest) of a tile's row, and returns the sum.
 inline float exponentiate(const float* row, int64_t width, float factor, float highest,
                           float* weights) {
+  constexpr float kLog2OfE = 1.44269504f;
+  const Vec scale = filled(factor * kLog2OfE), shift = filled(highest * kLog2OfE);
   Vec sums{};
   for (int64_t i = 0; i < width; i += kLanes) {
-    const Vec weight = exponential(load(row + i) * factor - highest);
+    const Vec weight = power_of_two(load(row + i) * scale - shift);
     store(weights + i, weight);
     sums += weight;
   }
