@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
+import pytest
 from adaseek_vllm.token_tree.grammar import allowed_nodes, fill_masks
 from adaseek_vllm.token_tree.tree import TreeTokens
 
@@ -87,3 +90,41 @@ def test_grammar_is_left_in_the_state_of_the_root_and_never_asked_to_refuse() ->
     masks(kept, grammar)
     assert grammar.path == [1]
     assert grammar.num_refused == 0
+
+
+def json_grammar() -> Any:
+    """vLLM's grammar for a small JSON schema, over the 256 bytes and an end token."""
+    xgrammar = pytest.importorskip("xgrammar")
+    backend = pytest.importorskip("vllm.v1.structured_output.backend_xgrammar")
+    tokens = [bytes([value]) for value in range(256)] + [b"</s>"]
+    info = xgrammar.TokenizerInfo(tokens, stop_token_ids=[256])
+    schema = '{"type": "object", "properties": {"a": {"enum": ["le", "li"]}}, "required": ["a"]}'
+    compiled = xgrammar.GrammarCompiler(info).compile_json_schema(schema, any_whitespace=False)
+    matcher = xgrammar.GrammarMatcher(compiled)
+    return backend.XgrammarGrammar(matcher=matcher, vocab_size=len(tokens), ctx=compiled)
+
+
+def test_masks_of_a_tree_are_those_of_its_branches_as_chains() -> None:
+    torch = pytest.importorskip("torch")
+    spine = list(b'{"a": "')
+    num = len(spine)
+    # Below the spine the words "le" and "li", a zero that no JSON has, the end after one of them.
+    tree = [*spine, *b"leli", *b'""', 0, *b"}x", 256]
+    parents = [*range(-1, num - 1), num - 1, num, num - 1, num + 2]
+    parents += [num + 1, num + 3, num + 1, num + 4, num + 4, num + 7]
+    grammar = json_grammar()
+    kept = allowed_nodes(TreeTokens(tree, parents), grammar, "r")
+    assert kept == [*spine, *b'leli""}', 256]
+    found = torch.full((len(kept) + 1, 9), -1, dtype=torch.int32)
+    fill_masks(kept, grammar, "r", found, 0)
+    for row in range(len(kept) + 1):
+        path, node = list[int](), row - 1
+        while node >= 0:
+            path.insert(0, kept[node])
+            node = kept.parents[node]
+        chain = json_grammar()
+        expected = torch.full((1, 9), -1, dtype=torch.int32)
+        assert chain.accept_tokens("r", path)
+        if not chain.is_terminated():
+            chain.fill_bitmask(expected, 0)
+        assert torch.equal(found[row], expected[0]), row
