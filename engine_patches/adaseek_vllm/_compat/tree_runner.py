@@ -87,12 +87,7 @@ class TreeCPUModelRunner(CPUModelRunner):  # type: ignore[misc]
             raise _unusable(str(error)) from error
         self._kernel = best_kernel(self._layout)
         self._caches = [
-            # Layers may share a cache, whose rows must not move twice.
-            list(
-                {
-                    (cache := layers[name].kv_cache).data_ptr(): cache for name in group.layer_names
-                }.values()
-            )
+            _distinct([layers[name].kv_cache for name in group.layer_names])
             for group in self.kv_cache_config.kv_cache_groups
         ]
 
@@ -250,6 +245,11 @@ def _unusable(reason: str) -> FeatureSettingsError:
     return FeatureSettingsError(
         f"--token-tree cannot be used with this model: {reason}. Leave the flag out."
     )
+
+
+def _distinct(caches: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+    """Layers may share a cache, whose rows must not move twice."""
+    return list({cache.data_ptr(): cache for cache in caches}.values())
 
 
 def _as_tree(drafted: Sequence[int]) -> TreeTokens:
