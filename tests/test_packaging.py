@@ -58,6 +58,12 @@ def test_every_module_of_a_package_is_in_the_wheel(wheel: zipfile.Path, package:
     assert modules <= names
 
 
+def test_sources_of_the_kernel_come_along(wheel: zipfile.Path) -> None:
+    kernels = wheel / "adaseek_vllm" / "token_tree" / "kernels"
+    sources = {path.name for path in kernels.iterdir() if Path(path.name).suffix in {".cpp", ".h"}}
+    assert sources == {"tree_attention.cpp", "matmul.h", "matmul_amx.h"}
+
+
 @pytest.mark.parametrize("package", PACKAGES)
 def test_package_says_that_it_is_typed(wheel: zipfile.Path, package: str) -> None:
     assert (wheel / package / "py.typed").is_file()

@@ -14,6 +14,7 @@ import logging
 import os
 import subprocess
 import sys
+import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import metadata
@@ -34,6 +35,7 @@ _WORKER_FLAGS = (
     *("--data-parallel-size", "-dp"),
 )
 _GIB = 1 << 30
+_METRICS = "PROMETHEUS_MULTIPROC_DIR"
 
 
 class ServeError(RuntimeError):
@@ -166,11 +168,19 @@ def _environment(
     wheel: VllmWheel, flags: Sequence[str], current: Mapping[str, str]
 ) -> dict[str, str]:
     """Returns `current` with defaults for what it leaves unset."""
+    current = {**_metrics_directory(flags, current), **current}
     if not wheel.is_cpu:
-        return dict(current)
+        return current
     cores = sorted(os.sched_getaffinity(0))
     free_bytes = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     return {**cpu_defaults(flags, cores=cores, free_bytes=free_bytes), **current}
+
+
+def _metrics_directory(flags: Sequence[str], current: Mapping[str, str]) -> dict[str, str]:
+    """Returns what lets the engine's process add counters of trees to `/metrics`."""
+    if not _has_flag(flags, "--token-tree") or _METRICS in current:
+        return {}
+    return {_METRICS: tempfile.mkdtemp(prefix="adaseek-metrics-")}
 
 
 def _check_torch_companions(wheel: VllmWheel) -> None:

@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from importlib import metadata
+from pathlib import Path
 
 import pytest
 from adaseek_vllm import serve
@@ -102,6 +103,26 @@ def test_environment_of_the_user_wins(
     assert command == serve.serve_command("m", [], wheel=CPU)
     assert environment["VLLM_CPU_KVCACHE_SPACE"] == "7"
     assert environment["DO_NOT_TRACK"] == "1"
+
+
+@pytest.mark.parametrize("flag", ["--token-tree", '--token-tree={"num_nodes": 3}'])
+def test_counters_of_trees_get_a_directory_of_their_own(
+    installed: dict[str, str],
+    replaced: list[tuple[list[str], dict[str, str]]],
+    monkeypatch: pytest.MonkeyPatch,
+    flag: str,
+) -> None:
+    installed["vllm-cpu"] = "0.32.0"
+    monkeypatch.delenv("PROMETHEUS_MULTIPROC_DIR", raising=False)
+    serve.main(["m", flag])
+    serve.main(["m"])
+    monkeypatch.setenv("PROMETHEUS_MULTIPROC_DIR", "mine")
+    serve.main(["m", flag])
+    directories = [environment.get("PROMETHEUS_MULTIPROC_DIR") for _, environment in replaced]
+    assert directories[1:] == [None, "mine"]
+    assert directories[0] is not None
+    assert list(Path(directories[0]).iterdir()) == []
+    Path(directories[0]).rmdir()
 
 
 def test_gpu_wheel_keeps_the_environment(

@@ -4,57 +4,65 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from vllm.v1.attention.backend import AttentionType
-from vllm.v1.attention.backends.cpu_attn import CPUAttentionBackend, CPUAttentionBackendImpl
+from vllm.v1.attention.backends.cpu_attn import (
+    CPUAttentionBackend,
+    CPUAttentionBackendImpl,
+    CPUAttentionMetadataBuilder,
+)
 from vllm.v1.attention.backends.registry import AttentionBackendEnum, register_backend
 from vllm.v1.attention.selector import _cached_get_attn_backend
 
-from adaseek_vllm.config import FeatureSettingsError
-from adaseek_vllm.token_tree.attention import tree_attention
+from adaseek_vllm.token_tree.kernels import Kernel
+from adaseek_vllm.token_tree.layouts import LAYOUTS
 from adaseek_vllm.token_tree.step import TreeStep
 
 __all__ = [
-    "KvRows",
     "TreeAttentionBackend",
+    "TreeAttentionMetadataBuilder",
     "TreeForward",
+    "cache_layout",
     "layers_without_trees",
+    "model_obstacle",
     "registered_backend",
 ]
 
-# vLLM's name of its vector kernels for CPUs without matrix units.
-_READABLE_LAYOUT = "vec"
 
-
-@dataclass
-class KvRows:
-    """One layer's keys and values of a step's tree rows, and how to write them again."""
-
-    # The layer and its implementation are vLLM's objects.
-    impl: Any
-    layer: Any
-    key: torch.Tensor  # [rows, KV heads, head size]
-    value: torch.Tensor  # [rows, KV heads, head size]
-    kv_cache: torch.Tensor
-    slots: torch.Tensor  # [rows] int64
-
-    def move(self, sources: torch.Tensor, targets: torch.Tensor) -> None:
-        """Writes the rows `sources` into the slots of the rows `targets`."""
-        self.impl.do_kv_cache_update(
-            self.layer, self.key[sources], self.value[sources], self.kv_cache, self.slots[targets]
-        )
-
-
-@dataclass
+@dataclass(frozen=True)
 class TreeForward:
-    """A step's trees on their way through the layers, and what the layers leave behind."""
+    """A step's trees on their way through the layers."""
 
     step: TreeStep
-    rows: torch.Tensor  # [rows] int64
-    written: list[KvRows] = field(default_factory=list)
+    kernel: Kernel
+    num_requests: int
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether the step has no other rows than those of trees."""
+        return len(self.step.trees) == self.num_requests
+
+
+class TreeAttentionMetadataBuilder(CPUAttentionMetadataBuilder):  # type: ignore[misc]
+    """Hands a step's trees to the layers; set for the step by its runner."""
+
+    tree_forward: TreeForward | None = None
+
+    # The arguments and the result are vLLM's.
+    def build(self, common_prefix_len: int, common: Any, fast_build: bool = False) -> Any:
+        forward = self.tree_forward
+        if forward is not None and not forward.is_whole:
+            # vLLM's kernel computes every row. Without its context, a tree costs it little.
+            lengths = common.seq_lens.clone()
+            for tree in forward.step.trees:
+                lengths[tree.request] = tree.num_rows
+            common = common.replace(seq_lens=lengths)
+        metadata = super().build(common_prefix_len, common, fast_build)
+        metadata.tree_forward = forward
+        return metadata
 
 
 class TreeAttentionImpl(CPUAttentionBackendImpl):  # type: ignore[misc]
@@ -72,31 +80,23 @@ class TreeAttentionImpl(CPUAttentionBackendImpl):  # type: ignore[misc]
         *args: Any,
         **kwargs: Any,
     ) -> torch.Tensor:
-        super().forward(layer, query, key, value, kv_cache, attn_metadata, output, *args, **kwargs)
         forward: TreeForward | None = getattr(attn_metadata, "tree_forward", None)
-        if forward is None:
-            return output
-        if layer.isa != _READABLE_LAYOUT:
-            raise FeatureSettingsError(
-                f"--token-tree reads KV caches laid out for {_READABLE_LAYOUT} kernels, but this "
-                f"one is for {layer.isa} kernels: leave the flag out, or try --dtype float32."
+        if forward is None or not forward.is_whole:
+            super().forward(
+                layer, query, key, value, kv_cache, attn_metadata, output, *args, **kwargs
             )
-        for tree in forward.step.trees:
-            rows = slice(tree.first_row, tree.first_row + tree.num_rows)
-            output[rows] = tree_attention(
-                query[rows],
+        if forward is not None:
+            forward.kernel.attend(
+                query,
                 kv_cache,
-                attn_metadata.block_table[tree.request],
-                tree,
+                attn_metadata.block_table,
+                forward.step,
+                output.view(query.shape),
+                layout=layer.isa,
                 scale=self.scale,
                 softcap=self.logits_soft_cap,
                 window=self.sliding_window,
-            ).view_as(output[rows])
-        if self.kv_sharing_target_layer_name is None:
-            slots = attn_metadata.slot_mapping[forward.rows]
-            # Indexing copies: the projections' buffers are used again by the next layer.
-            kept = KvRows(self, layer, key[forward.rows], value[forward.rows], kv_cache, slots)
-            forward.written.append(kept)
+            )
         return output
 
 
@@ -106,6 +106,10 @@ class TreeAttentionBackend(CPUAttentionBackend):  # type: ignore[misc]
     @staticmethod
     def get_impl_cls() -> type[CPUAttentionBackendImpl]:
         return TreeAttentionImpl
+
+    @staticmethod
+    def get_builder_cls() -> type[CPUAttentionMetadataBuilder]:
+        return TreeAttentionMetadataBuilder
 
 
 @contextmanager
@@ -125,6 +129,15 @@ def registered_backend() -> Iterator[None]:
         _cached_get_attn_backend.cache_clear()
 
 
+def model_obstacle(model_config: Any) -> str | None:
+    """Returns why trees cannot be used with a model, as far as its configuration tells."""
+    if model_config.is_encoder_decoder:
+        return "it is an encoder and a decoder"
+    if model_config.uses_mrope:
+        return "its rows have positions in several dimensions, and a tree's are its depths"
+    return None
+
+
 def layers_without_trees(static_forward_context: Mapping[str, Any]) -> dict[str, str]:
     """Returns the layers of a loaded model that cannot attend along trees, and why."""
     found = {name: _obstacle(layer) for name, layer in static_forward_context.items()}
@@ -142,3 +155,18 @@ def _obstacle(layer: Any) -> str | None:
     if impl.is_fp8_kv_cache:
         return "its KV cache is quantised"
     return None
+
+
+def cache_layout(static_forward_context: Mapping[str, Any]) -> str:
+    """Returns the layout of a model's KV caches, one of `layouts.LAYOUTS`.
+
+    Raises:
+        ValueError: the layers have several, or one that AdaSeek does not know.
+    """
+    found = sorted({layer.isa for layer in static_forward_context.values()})
+    if len(found) != 1 or found[0] not in LAYOUTS:
+        raise ValueError(
+            f"its KV caches are laid out for {', '.join(found)} kernels, but trees need one of "
+            f"{', '.join(LAYOUTS)}"
+        )
+    return str(found[0])

@@ -8,23 +8,31 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from itertools import chain
 from typing import Any, cast
 
 import numpy as np
 import torch
+from vllm.logger import init_logger
 from vllm.v1.outputs import LogprobsTensors, SamplerOutput
 from vllm.v1.worker.cpu_model_runner import CPUModelRunner
 from vllm.v1.worker.cpu_worker import CPUWorker
 
 from adaseek_vllm._compat.tree_attention import (
+    TreeAttentionMetadataBuilder,
     TreeForward,
+    cache_layout,
     layers_without_trees,
+    model_obstacle,
     registered_backend,
 )
 from adaseek_vllm._compat.tree_sampling import narrowed
 from adaseek_vllm.config import FeatureSettingsError
+from adaseek_vllm.token_tree.kernels import Kernel, best_kernel
+from adaseek_vllm.token_tree.metrics import TreeMetrics
 from adaseek_vllm.token_tree.proposer import TreeProposer
 from adaseek_vllm.token_tree.sources import DraftRequest
+from adaseek_vllm.token_tree.stats import TreeStats
 from adaseek_vllm.token_tree.step import RequestTree, TreeStep, moves
 from adaseek_vllm.token_tree.tree import TreeTokens
 from adaseek_vllm.token_tree.verify import Verified, batch_walk
@@ -33,11 +41,22 @@ from adaseek_vllm.token_tree.verify import Verified, batch_walk
 __all__ = ["TreeCPUModelRunner", "TreeCPUWorker"]
 
 _NO_TOKEN = -1
+_REPORT_INTERVAL_S = 10.0
+
+# One of vLLM's own, or the line would not reach the log.
+_logger = init_logger("vllm.adaseek.token_tree")
 
 
 class TreeCPUModelRunner(CPUModelRunner):  # type: ignore[misc]
     """Runs trees through the target model, walks them, and moves what was accepted into place."""
 
+    # Set once the KV caches are there.
+    _layout: str
+    _kernel: Kernel
+    _metrics: TreeMetrics
+    _stats: TreeStats  # since the last report
+    _step_stats: TreeStats
+    _caches: list[list[torch.Tensor]]  # of each group of layers that share block tables
     # One step's drafts and trees; set by `_prepare_inputs`, read until the step's end.
     _drafts: list[TreeTokens]
     _forward: TreeForward | None
@@ -49,15 +68,28 @@ class TreeCPUModelRunner(CPUModelRunner):  # type: ignore[misc]
         return cast(TreeProposer, self.drafter)
 
     def load_model(self, *args: Any, **kwargs: Any) -> None:
+        if (reason := model_obstacle(self.model_config)) is not None:
+            raise _unusable(reason)
         with registered_backend():
             super().load_model(*args, **kwargs)
         layers = self.compilation_config.static_forward_context
         for name, reason in layers_without_trees(layers).items():
             # A causal mask over a tree's rows would accept wrong tokens without a sign of it.
-            raise FeatureSettingsError(
-                f"--token-tree cannot be used with this model: layer {name} does not attend along "
-                f"trees, because {reason}. Leave the flag out."
-            )
+            raise _unusable(f"layer {name} does not attend along trees, because {reason}")
+
+    def initialize_kv_cache(self, *args: Any, **kwargs: Any) -> None:
+        super().initialize_kv_cache(*args, **kwargs)
+        layers = self.compilation_config.static_forward_context
+        self._metrics, self._stats, self._step_stats = TreeMetrics(), TreeStats(), TreeStats()
+        try:
+            self._layout = cache_layout(layers)
+        except ValueError as error:
+            raise _unusable(str(error)) from error
+        self._kernel = best_kernel(self._layout)
+        self._caches = [
+            _distinct([layers[name].kv_cache for name in group.layer_names])
+            for group in self.kv_cache_config.kv_cache_groups
+        ]
 
     def _prepare_inputs(self, scheduler_output: Any, num_scheduled_tokens: Any) -> Any:
         self._started_s = time.perf_counter()
@@ -78,7 +110,7 @@ class TreeCPUModelRunner(CPUModelRunner):  # type: ignore[misc]
             # After the slots were computed from them: a row's slot follows its number, its
             # position its depth.
             self.positions[rows] += torch.from_numpy(step.position_shifts)
-            self._forward = TreeForward(step, rows)
+            self._forward = TreeForward(step, self._kernel, len(request_ids))
         # What a step costs is learned from steps that hold nothing but drafts.
         self._is_decoding = len(num_scheduled_tokens) + sum(map(len, self._drafts)) == ends[-1]
         return prepared
@@ -89,13 +121,13 @@ class TreeCPUModelRunner(CPUModelRunner):  # type: ignore[misc]
         return RequestTree(index, end - num_rows, num_tokens - num_rows, draft)
 
     def _build_attention_metadata(self, *args: Any, **kwargs: Any) -> Any:
-        # Layer -> metadata; a list of these only with microbatches, which a CPU has not.
-        built: Any = super()._build_attention_metadata(*args, **kwargs)
         # A dummy run makes metadata too, without a step of ours.
-        if kwargs.get("use_spec_decode") and self._forward is not None:
-            for metadata in {id(item): item for item in built[0].values()}.values():
-                metadata.tree_forward = self._forward
-        return built
+        forward = self._forward if kwargs.get("use_spec_decode") else None
+        for group in chain.from_iterable(self.attn_groups):
+            builder = group.get_metadata_builder()
+            assert isinstance(builder, TreeAttentionMetadataBuilder), type(builder)
+            builder.tree_forward = forward
+        return super()._build_attention_metadata(*args, **kwargs)
 
     def _sample(self, logits: torch.Tensor | None, spec_decode_metadata: Any) -> SamplerOutput:
         if spec_decode_metadata is None or logits is None:
@@ -118,18 +150,40 @@ class TreeCPUModelRunner(CPUModelRunner):  # type: ignore[misc]
             taken.append((list(requests), sampled))
             return [token for (token,) in sampled.sampled_token_ids.tolist()]
 
-        self._learn(logits, spec_decode_metadata)
-        verified = batch_walk(self._walkable_drafts(), choose)
-        self._move_accepted(verified)
+        self._step_stats.seconds["forward"] += time.perf_counter() - self._started_s
+        with self._step_stats.timed("learn"):
+            self._learn(logits, spec_decode_metadata)
+        drafts = self._walkable_drafts()
+        with self._step_stats.timed("walk"):
+            verified = batch_walk(drafts, choose)
+        with self._step_stats.timed("move"):
+            self._move_accepted(verified)
         if self._is_decoding:
-            self._proposer.step_cost.observe(len(logits), time.perf_counter() - self._started_s)
+            cost, actual_s = self._proposer.step_cost, time.perf_counter() - self._started_s
+            if cost.has_learned:
+                self._step_stats.compare(predicted_s=cost(len(logits)), actual_s=actual_s)
+            cost.observe(len(logits), actual_s)
+        self._report(drafts, verified)
         return _merged(verified, taken)
+
+    def _report(self, drafts: Sequence[TreeTokens], verified: Sequence[Verified]) -> None:
+        """Counts a step, and logs now and then what was counted."""
+        step, total = self._step_stats, self._stats
+        step.add(drafts, verified)
+        for request_id, one in zip(self.input_batch.req_ids, verified, strict=True):
+            step.credit(self._proposer.credit(request_id, one.tokens[:-1]))
+        self._metrics.add(step)
+        total.merge(step)
+        self._step_stats = TreeStats()
+        if time.monotonic() - total.since_s >= _REPORT_INTERVAL_S:
+            _logger.info(total.describe())
+            self._stats = TreeStats()
 
     def _learn(self, logits: torch.Tensor, spec_decode_metadata: Any) -> None:
         """Tells the sources what the target found likely after every row, accepted or not."""
         if num_successors := self._proposer.num_successors:
             tokens = self.input_ids.gpu[spec_decode_metadata.logits_indices].long()
-            successors = logits.topk(num_successors).indices
+            successors = self._kernel.top_tokens(logits, num_successors)
             self._proposer.learn(tokens.numpy(), successors.numpy())
 
     def _walkable_drafts(self) -> list[TreeTokens]:
@@ -144,25 +198,28 @@ class TreeCPUModelRunner(CPUModelRunner):  # type: ignore[misc]
         forward, self._forward = self._forward, None
         if forward is None:
             return
-        sources, targets = torch.from_numpy(moves(forward.step, [one.rows for one in verified]))
-        if len(sources):
-            for written in forward.written:
-                written.move(sources, targets)
+        pairs = moves(forward.step, [one.rows for one in verified])
+        if pairs.shape[1]:
+            rows = torch.from_numpy(forward.step.rows[pairs])
+            for group, caches in enumerate(self._caches):
+                slots = self.input_batch.block_table[group].slot_mapping.gpu
+                sources, targets = slots[rows].long()
+                self._kernel.move_rows(caches, sources, targets, layout=self._layout)
 
     def propose_draft_token_ids(
         self, scheduler_output: Any, sampled_token_ids: Any, *_args: Any, **_kwargs: Any
     ) -> Any:
         batch = self.input_batch
-        return self._proposer.draft(
-            [
-                DraftRequest(
-                    request_id=request_id,
-                    tokens=batch.token_ids_cpu[index, : batch.num_tokens_no_spec[index]],
-                    num_new_tokens=len(sampled_token_ids[index]),
-                )
-                for index, request_id in enumerate(batch.req_ids)
-            ]
-        )
+        requests = [
+            DraftRequest(
+                request_id=request_id,
+                tokens=batch.token_ids_cpu[index, : batch.num_tokens_no_spec[index]],
+                num_new_tokens=len(sampled_token_ids[index]),
+            )
+            for index, request_id in enumerate(batch.req_ids)
+        ]
+        with self._step_stats.timed("draft"):
+            return self._proposer.draft(requests)
 
     def _on_request_state_removed(self, req_id: str, req_state: Any) -> None:
         super()._on_request_state_removed(req_id, req_state)
@@ -182,6 +239,17 @@ class TreeCPUWorker(CPUWorker):  # type: ignore[misc]
         assert type(runner) is CPUModelRunner, type(runner)
         # The runner is made inside a long method, so its class is changed before anything ran.
         runner.__class__ = TreeCPUModelRunner
+
+
+def _unusable(reason: str) -> FeatureSettingsError:
+    return FeatureSettingsError(
+        f"--token-tree cannot be used with this model: {reason}. Leave the flag out."
+    )
+
+
+def _distinct(caches: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+    """Layers may share a cache, whose rows must not move twice."""
+    return list({cache.data_ptr(): cache for cache in caches}.values())
 
 
 def _as_tree(drafted: Sequence[int]) -> TreeTokens:

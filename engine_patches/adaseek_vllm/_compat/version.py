@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from adaseek_vllm.serve import ServeError, find_wheel
+from adaseek_vllm.serve import ServeError, VllmWheel, find_wheel
 
 __all__ = ["SUPPORTED", "unsupported_reason"]
 
@@ -10,10 +10,14 @@ SUPPORTED = ("0.32",)
 """The minor versions of vLLM that the patches were run on."""
 
 
-def unsupported_reason() -> str | None:
-    """Returns why AdaSeek's features cannot run here, or None if they can."""
+def unsupported_reason(wheel: VllmWheel | None = None) -> str | None:
+    """Returns why AdaSeek's features cannot run here, or None if they can.
+
+    Args:
+        wheel: the installed one; None looks for it.
+    """
     try:
-        wheel = find_wheel()
+        wheel = wheel or find_wheel()
     except ServeError as error:
         return str(error)
     if ".".join(wheel.version.split(".")[:2]) in SUPPORTED:

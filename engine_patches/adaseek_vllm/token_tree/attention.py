@@ -1,16 +1,14 @@
 """Attention of tree rows over a paged KV cache, in plain torch.
 
 Shape legend: r tree rows, h KV heads, g query heads per KV head, d head size, b blocks,
-s slots of a block, n tokens of the sequence (context, root, nodes).
-
-The cache is the one of vLLM's vector kernels on CPUs: per block and KV head, first the keys,
-transposed, [d, s], then the values, [s, d].
+n tokens of the sequence (context, root, nodes).
 """
 
 from __future__ import annotations
 
 import torch
 
+from adaseek_vllm.token_tree.layouts import read_blocks
 from adaseek_vllm.token_tree.step import RequestTree
 
 __all__ = ["allowed_keys", "tree_attention"]
@@ -22,6 +20,7 @@ def tree_attention(
     block_ids_b: torch.Tensor,
     tree: RequestTree,
     *,
+    layout: str,
     scale: float,
     softcap: float = 0.0,
     window: int = -1,
@@ -33,6 +32,7 @@ def tree_attention(
         kv_cache: one layer's cache, [blocks, h, s, 2 * d]; holds the rows' own keys and values.
         block_ids_b: the request's blocks.
         tree: the tree.
+        layout: one of `layouts.LAYOUTS`.
         scale: factor of the dot products.
         softcap: bound c of c * tanh(x / c); 0 means none.
         window: keys at this distance or further are not seen; negative means none.
@@ -41,22 +41,12 @@ def tree_attention(
     num_kv_heads, block_size = kv_cache.shape[1], kv_cache.shape[2]
     num_tokens = tree.num_context_tokens + tree.num_rows
     num_blocks = -(-num_tokens // block_size)
-    blocks = kv_cache[block_ids_b[:num_blocks]].view(num_blocks, num_kv_heads, 2, -1)
-    keys_hdn = (
-        blocks[:, :, 0]
-        .view(num_blocks, num_kv_heads, size, block_size)
-        .permute(1, 2, 0, 3)
-        .reshape(num_kv_heads, size, -1)[:, :, :num_tokens]
-    )
-    values_hnd = (
-        blocks[:, :, 1]
-        .view(num_blocks, num_kv_heads, block_size, size)
-        .transpose(0, 1)
-        .reshape(num_kv_heads, -1, size)[:, :num_tokens]
+    keys_hnd, values_hnd = (
+        rows[:, :num_tokens] for rows in read_blocks(kv_cache, block_ids_b[:num_blocks], layout)
     )
     query_hqd = query_rhgd.view(num_rows, num_kv_heads, -1, size).transpose(0, 1)
     query_hqd = query_hqd.reshape(num_kv_heads, -1, size).float() * scale
-    scores_hqn = query_hqd @ keys_hdn.float()
+    scores_hqn = query_hqd @ keys_hnd.float().transpose(1, 2)
     if softcap > 0:
         scores_hqn = softcap * torch.tanh(scores_hqn / softcap)
     groups = num_heads // num_kv_heads

@@ -22,6 +22,11 @@ class StepCost:
         self._weight = self._rows = self._seconds = 0.0
         self._rows_rows = self._rows_seconds = 0.0
 
+    @property
+    def has_learned(self) -> bool:
+        """Whether costs are in seconds."""
+        return self._weight >= 1.0
+
     def observe(self, num_rows: int, seconds: float) -> None:
         """Learns from one step."""
         for name, value in (
@@ -39,7 +44,7 @@ class StepCost:
         return base + slope * num_rows
 
     def _line(self) -> tuple[float, float]:
-        if self._weight < 1.0:
+        if not self.has_learned:
             return 1.0, self._assumed_slope
         rows, seconds = self._rows / self._weight, self._seconds / self._weight
         # Steps of the assumed line, so that a few steps of about one width do not tilt it.

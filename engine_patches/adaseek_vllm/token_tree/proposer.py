@@ -12,7 +12,7 @@ from adaseek_vllm.token_tree.cost import StepCost
 from adaseek_vllm.token_tree.guesses import Guesses, likeliest_chain, merged, selected
 from adaseek_vllm.token_tree.settings import TreeSettings
 from adaseek_vllm.token_tree.sources import DraftRequest, DraftSource
-from adaseek_vllm.token_tree.tree import TreeTokens
+from adaseek_vllm.token_tree.tree import ROOT, TreeTokens
 
 __all__ = ["TreeProposer"]
 
@@ -25,6 +25,7 @@ class TreeProposer:
         self.settings = TreeSettings.read(vllm_config.additional_config["token_tree"])
         self.sources: list[DraftSource] = self.settings.make_sources()
         self.step_cost = StepCost()
+        self._guessed: dict[str, list[Guesses]] = {}
 
     @property
     def num_successors(self) -> int:
@@ -53,7 +54,9 @@ class TreeProposer:
 
     def _guess(self, request: DraftRequest) -> Guesses:
         limit = self.settings.num_nodes
-        guesses = merged([source.draft(request, limit) for source in self.sources])
+        guessed = [source.draft(request, limit) for source in self.sources]
+        self._guessed[request.request_id] = guessed
+        guesses = merged(guessed)
         return likeliest_chain(guesses) if self.settings.shape == "chain" else guesses
 
     def learn(self, tokens: NDArray[np.int64], successors: NDArray[np.int64]) -> None:
@@ -62,8 +65,22 @@ class TreeProposer:
             if source.num_successors:
                 source.learn(tokens, successors[:, : source.num_successors])
 
+    def credit(self, request_id: str, tokens: Sequence[int]) -> dict[str, int]:
+        """Returns source -> how many of the accepted tokens it had guessed in its last draft."""
+        guessed = self._guessed.get(request_id, [])
+        found: dict[str, int] = {}
+        for source, guesses in zip(self.sources, guessed, strict=False):
+            node: int | None = ROOT
+            name = type(source).__name__.removesuffix("Source").lower()
+            for depth, token in enumerate(tokens, start=1):
+                if (node := guesses.tree.child(node, token)) is None:
+                    break
+                found[name] = depth
+        return found
+
     def forget(self, request_id: str) -> None:
         """Frees what the sources keep for a request that has ended."""
+        self._guessed.pop(request_id, None)
         for source in self.sources:
             source.forget(request_id)
 

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+from copy import copy
 from dataclasses import replace
 from typing import Any
 
+import torch
 from vllm.v1.core.sched.scheduler import Scheduler
 
+from adaseek_vllm.token_tree.grammar import allowed_nodes, fill_masks
 from adaseek_vllm.token_tree.tree import ROOT, TreeTokens
 
 __all__ = ["TreeSchedulerMixin"]
+
+_PADDING = -1
+"""What vLLM takes for a drafted token that is none."""
 
 
 # vLLM's types are not followed by every type checker.
@@ -27,24 +33,63 @@ class TreeSchedulerMixin(Scheduler):  # type: ignore[misc]
             self.dynamic_sd_lookup = [self.num_spec_tokens] * (num_sequences + 1)
 
     def update_draft_token_ids(self, draft_token_ids: Any) -> None:
-        drafts = [
-            _first_branch(tokens) if self._has_grammar(request_id) else tokens
-            for request_id, tokens in zip(
-                draft_token_ids.req_ids, draft_token_ids.draft_token_ids, strict=True
-            )
-        ]
-        super().update_draft_token_ids(replace(draft_token_ids, draft_token_ids=drafts))
+        plain, trees = list[list[int]](), dict[str, TreeTokens]()
+        for request_id, tokens in zip(
+            draft_token_ids.req_ids, draft_token_ids.draft_token_ids, strict=True
+        ):
+            request = self.requests.get(request_id)
+            if request is None or not request.use_structured_output or not _branches(tokens):
+                plain.append(tokens)
+            elif self._is_constrained(request):
+                plain.append([])
+                trees[request_id] = tokens
+            else:
+                # While a model still reasons, the constraint starts somewhere on its way.
+                plain.append(_first_branch(tokens))
+        super().update_draft_token_ids(replace(draft_token_ids, draft_token_ids=plain))
+        for request_id, tree in trees.items():
+            request = self.requests[request_id]
+            if not request.is_finished() and not request.is_prefill_chunk:
+                grammar = request.structured_output_request.grammar
+                request.spec_token_ids = allowed_nodes(tree, grammar, request_id)
 
-    def _has_grammar(self, request_id: str) -> bool:
-        request = self.requests.get(request_id)
-        return request is not None and request.use_structured_output
+    def get_grammar_bitmask(self, scheduler_output: Any) -> Any:
+        drafted = scheduler_output.scheduled_spec_decode_tokens
+        trees = {
+            request_id: tokens
+            for request_id, tokens in drafted.items()
+            if _branches(tokens) and self.requests[request_id].use_structured_output
+        }
+        if not trees:
+            return super().get_grammar_bitmask(scheduler_output)
+        # vLLM fills chains; it lets everything follow the rows of padding, and counts them.
+        hidden = {request_id: [_PADDING] * len(tree) for request_id, tree in trees.items()}
+        padded = copy(scheduler_output)
+        padded.scheduled_spec_decode_tokens = {**drafted, **hidden}
+        output = super().get_grammar_bitmask(padded)
+        if output is None:
+            return None
+        bitmask, first_row = torch.from_numpy(output.grammar_bitmask), 0
+        for index, request_id in enumerate(output.structured_output_request_ids):
+            if request_id in trees:
+                grammar = self.requests[request_id].structured_output_request.grammar
+                fill_masks(trees[request_id], grammar, request_id, bitmask, first_row)
+                output.num_acceptable_drafts[index] = len(trees[request_id])
+            first_row += 1 + len(drafted.get(request_id, ()))
+        return output
+
+    def _is_constrained(self, request: Any) -> bool:
+        """Whether the grammar holds from the next token on."""
+        bounds = self.structured_output_manager._get_constraint_bounds(request, ())
+        return bool(bounds.constraint_start == 0)
+
+
+def _branches(tokens: list[int]) -> bool:
+    return isinstance(tokens, TreeTokens) and not tokens.is_chain
 
 
 def _first_branch(tokens: list[int]) -> list[int]:
-    """Returns the first child of the first child and so on, as a chain.
-
-    vLLM fills grammar masks along chains.
-    """
+    """Returns the first child of the first child and so on, as a chain."""
     if not isinstance(tokens, TreeTokens):
         return tokens
     chain, node = list[int](), ROOT

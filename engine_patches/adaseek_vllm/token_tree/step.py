@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from adaseek_vllm.token_tree.tree import TreeTokens, ancestor_words, dense_mask, depths
@@ -57,6 +58,30 @@ class TreeStep:
         """All rows of all trees, as indices of the step's tokens."""
         return np.concatenate(
             [np.arange(tree.first_row, tree.first_row + tree.num_rows) for tree in self.trees]
+        )
+
+    @cached_property
+    def tensors(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """What kernels take.
+
+        Of every tree request, first row, number of rows and tokens of context, [trees, 4] int64;
+        of every row the tree mask, [rows, words] int64 (its bits), and the depth, [rows] int32.
+        """
+        places = [
+            (tree.request, tree.first_row, tree.num_rows, tree.num_context_tokens)
+            for tree in self.trees
+        ]
+        words = np.zeros(
+            (len(self.rows), max(tree.words.shape[1] for tree in self.trees)), dtype=np.uint64
+        )
+        offset = 0
+        for tree in self.trees:
+            words[offset : offset + tree.num_rows, : tree.words.shape[1]] = tree.words
+            offset += tree.num_rows
+        return (
+            torch.tensor(places),
+            torch.from_numpy(words.view(np.int64)),
+            torch.from_numpy(np.concatenate([tree.depths for tree in self.trees])),
         )
 
     @cached_property

@@ -32,14 +32,10 @@ import torch
 import transformers
 import vllm
 from adaseek_vllm.flags import with_features
-from adaseek_vllm.token_tree.guesses import Guesses
-from adaseek_vllm.token_tree.sources import DraftRequest
-from adaseek_vllm.token_tree.tree import ROOT
+from scripted_drafts import VOCABULARY, Oracle, Texts
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from vllm import SamplingParams
-from vllm.v1.worker.cpu_model_runner import CPUModelRunner
-
-VOCABULARY = 160
-Texts = list[list[int]]
+from vllm.sampling_params import StructuredOutputsParams
 
 
 def save_model(directory: Path) -> None:
@@ -60,37 +56,18 @@ def save_model(directory: Path) -> None:
     transformers.LlamaForCausalLM(config).to(torch.float32).save_pretrained(directory)
 
 
-class Oracle:
-    """Hides the known continuation among random guesses, in random places of a random tree."""
-
-    num_successors = 3
-
-    def __init__(self, texts: Texts) -> None:
-        self.texts = texts
-        self.rng = np.random.default_rng(0)
-        self.num_learned = 0
-
-    def draft(self, request: DraftRequest, max_nodes: int) -> Guesses:
-        tokens, rng = request.tokens.tolist(), self.rng
-        coming = next((t[len(tokens) :] for t in self.texts if t[: len(tokens)] == tokens), [])
-        coming = coming[: int(rng.integers(0, 9))]
-        guesses, spine, nodes = Guesses(), ROOT, [ROOT]
-        for _ in range(int(rng.integers(0, max_nodes + 1))):
-            if coming and rng.random() < 0.5:
-                spine = guesses.add(spine, coming.pop(0), 0.9)
-                nodes.append(spine)
-            else:
-                parent = nodes[int(rng.integers(len(nodes)))]
-                token = coming[0] if coming and rng.random() < 0.3 else rng.integers(3, VOCABULARY)
-                nodes.append(guesses.add(parent, int(token), 0.9))
-        return guesses
-
-    def learn(self, tokens: Any, successors: Any) -> None:
-        assert len(tokens) == len(successors)
-        self.num_learned += len(tokens)
-
-    def forget(self, request_id: str) -> None:
-        pass
+def save_tokenizer(directory: Path) -> None:
+    """Writes a tokenizer whose tokens are bytes."""
+    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
+    vocabulary = {"<unk>": 0, "<s>": 1, "</s>": 2} | {
+        letter: 3 + index for index, letter in enumerate(letters)
+    }
+    tokenizer = Tokenizer(models.BPE(vocabulary, [], unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    transformers.PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, unk_token="<unk>", bos_token="<s>", eos_token="</s>"
+    ).save_pretrained(directory)
 
 
 class Engine:
@@ -119,9 +96,9 @@ class Engine:
 
         self.runner.execute_model = counted
 
-    def use(self, texts: Texts) -> None:
+    def use(self, texts: Texts, **arguments: Any) -> None:
         """Drafts from known texts from now on."""
-        self.runner.drafter.sources = [Oracle(texts)]
+        self.runner.drafter.sources = [Oracle(texts, **arguments)]
 
     def generate(self, prompts: Texts, params: Any) -> list[Any]:
         inputs = [{"prompt_token_ids": prompt} for prompt in prompts]
@@ -217,6 +194,7 @@ def scenarios(model: str) -> dict[str, Any]:
     texts = [text for outputs in expected.values() for text in texts_of(outputs)]
     results = with_trees(model, runs, expected, texts)
     results |= small_engine(model, long_prompts, expected["long prompts"], texts)
+    results |= structured(model)
     again = Engine(model)
     results["stock afterwards"] = compared(expected["greedy"], runs["greedy"](again))
     results["stock afterwards"]["layer"] = type(layer_of(again).impl).__name__
@@ -249,18 +227,84 @@ def with_trees(
         "cached": [output.num_cached_tokens for output in cached]
     }
     results["prefix cache"]["learned"] = engine.runner.drafter.sources[0].num_learned
+    for shape in ("wide", "deep"):
+        engine.llm.reset_prefix_cache()
+        engine.use(texts, shape=shape)
+        results[f"{shape} trees"] = compared(expected["greedy"], runs["greedy"](engine))
+    results["aborts"] = aborts(engine, texts, expected["greedy"])
     results["controls"] = controls(engine, runs["greedy"], expected["greedy"], texts)
     engine.close()
     return results
 
 
+def aborts(engine: Engine, texts: Texts, expected: list[Any]) -> dict[str, Any]:
+    """Every second request is taken away on its way; the others must not notice."""
+    engine.llm.reset_prefix_cache()
+    engine.use(texts)
+    core = engine.llm.llm_engine
+    for index, output in enumerate(expected):
+        core.add_request(str(index), {"prompt_token_ids": output.prompt_token_ids}, GREEDY)
+    finished: dict[int, Any] = {}
+    for step in range(10_000):
+        if not core.has_unfinished_requests():
+            break
+        if step == 3:
+            core.abort_request([str(index) for index in range(0, len(expected), 2)])
+        finished |= {int(one.request_id): one for one in core.step() if one.finished}
+    kept = range(1, len(expected), 2)
+    return compared([expected[index] for index in kept], [finished[index] for index in kept])
+
+
+SCHEMA = {
+    "type": "object",
+    "properties": {
+        "kind": {"enum": ["left", "lift", "right"]},
+        "sizes": {"type": "array", "items": {"type": "integer"}, "minItems": 4},
+    },
+    "required": ["kind", "sizes"],
+}
+
+
+def structured(model: str) -> dict[str, Any]:
+    """JSON by a schema, greedy and seeded, with trees whose wrong branches are often allowed."""
+    constrained = StructuredOutputsParams(json=SCHEMA, disable_any_whitespace=True)
+    sampling = [
+        SamplingParams(max_tokens=48, structured_outputs=constrained, **given)
+        for given in ({"temperature": 0}, {"temperature": 0.9, "seed": 7, "logprobs": 2})
+    ]
+    params = [sampling[index % 2] for index in range(8)]
+    asked = prompts(8, 9, seed=6)
+    stock = Engine(model, skip_tokenizer_init=False)
+    letters = stock.llm.get_tokenizer()
+    wrong = letters.convert_tokens_to_ids(list('0123456789,]}lr"eif'))
+    expected = stock.generate(asked, params)
+    stock.close()
+    engine = Engine(
+        model, skip_tokenizer_init=False, token_tree={"num_nodes": 14, "budget": "full"}
+    )
+    engine.use(texts_of(expected), wrong=wrong)
+    result = compared(expected, engine.generate(asked, params))
+    stats = engine.runner._stats
+    result |= {"branching": stats.num_branching, "verified": stats.num_requests}
+    engine.close()
+    return {"json schema": result}
+
+
 def controls(engine: Engine, run: Any, expected: list[Any], texts: Texts) -> dict[str, int]:
     """Completions that differ if one part of the machinery is taken out."""
     engine.use(texts)
-    runner, parent = engine.runner, CPUModelRunner
+    runner = engine.runner
+    build = runner._build_attention_metadata
+
+    def without_trees(self: Any, *args: Any, **kwargs: Any) -> Any:
+        forward, self._forward = self._forward, None
+        metadata = build(*args, **kwargs)
+        self._forward = forward
+        return metadata
+
     different = {}
     for name, part in (
-        ("causal mask", {"_build_attention_metadata": parent._build_attention_metadata}),
+        ("causal mask", {"_build_attention_metadata": without_trees}),
         ("no moves", {"_move_accepted": lambda _self, _verified: None}),
     ):
         engine.llm.reset_prefix_cache()
@@ -299,4 +343,5 @@ def small_engine(
 if __name__ == "__main__":
     directory = Path(sys.argv[1])
     save_model(directory)
+    save_tokenizer(directory)
     print("RESULTS " + json.dumps(scenarios(str(directory))))

