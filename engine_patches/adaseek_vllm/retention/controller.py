@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Hashable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
-from adaseek_vllm.retention.costs import MemoryPrice, StepCostModel
+from adaseek_vllm.retention.costs import AdmissionWait, MemoryPrice, StepCostModel
 from adaseek_vllm.retention.estimates import Estimator, is_stale
 from adaseek_vllm.retention.hints import Hints
 from adaseek_vllm.retention.policies import make_policy
@@ -148,6 +148,7 @@ class RetentionController:
         )
         self.step_cost = StepCostModel(_PRIOR_COST)
         self.price = MemoryPrice()
+        self.admission_wait = AdmissionWait()
         self.counts = Counts()
         self.max_held = int(settings.max_pinned_fraction * num_blocks)
         self.max_tenant = int(settings.tenant_fraction * num_blocks)
@@ -205,6 +206,8 @@ class RetentionController:
         session = self._by_request.get(request_id)
         if session is not None and session.next_request == request_id:
             session.next_request = None
+            wait_s = self._now() - session.queued_s
+            self.admission_wait.observe(wait_s, was_held=bool(session.held))
             self._let_go(session, 0)
 
     def knows(self, request_id: str) -> bool:
@@ -326,10 +329,12 @@ class RetentionController:
         self.counts.num_resumed += 1
         self.counts.num_resumed_held += bool(session.held)
         session.paused_s = None
-        session.next_request = request_id
-        if not session.held:
-            return
+        session.next_request, session.queued_s = request_id, self._now()
         hit = set(hits())
+        if not session.held:
+            if session.num_context_blocks:
+                self.estimator.found(session, len(hit) / session.num_context_blocks)
+            return
         num_hit = next((i for i, b in enumerate(session.held) if b not in hit), len(session.held))
         self.estimator.repeated(session, num_hit / len(session.held))
         self.counts.num_diverged_blocks += len(session.held) - num_hit
@@ -347,6 +352,7 @@ class RetentionController:
         session.hint_s = turn.hints.expect_s
         session.paused_s = self._now()
         session.context_tokens = turn.context_tokens
+        session.num_context_blocks = len(turn.blocks)
         ttl_s = self.settings.max_ttl_s if turn.hints.ttl_s is None else turn.hints.ttl_s
         session.expires_s = session.paused_s + min(ttl_s, self.settings.max_ttl_s)
         self._put(session)
@@ -417,7 +423,9 @@ class RetentionController:
 
     def _current_load(self) -> EngineLoad:
         if self._load is None:
-            self._load = self._read_load(self.price.value, self.step_cost.cost)
+            price = max(self.price.value, self.estimator.lost_share)
+            load = self._read_load(price, self.step_cost.cost)
+            self._load = replace(load, admission_wait_s=self.admission_wait.extra_s)
         return self._load
 
     def _hold(self, session: Session, blocks: Sequence[int], view: PausedSession) -> None:

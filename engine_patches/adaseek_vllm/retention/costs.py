@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from adaseek_vllm.retention.waste import StepCost
 
-__all__ = ["ChurnRate", "MemoryPrice", "RecursiveLeastSquares", "StepCostModel"]
+__all__ = ["AdmissionWait", "ChurnRate", "MemoryPrice", "RecursiveLeastSquares", "StepCostModel"]
 
 
 class RecursiveLeastSquares:
@@ -152,3 +152,29 @@ class ChurnRate:
         if self.blocks_per_s <= 1e-9:
             return math.inf
         return num_free_blocks / self.blocks_per_s
+
+
+class AdmissionWait:
+    """How much longer a turn queues if its context was let go than if it was held.
+
+    A context that was let go needs room for all of it before it can be computed again; until there
+    is, what becomes free lies idle. Source: the out-of-order cost of Continuum (arXiv 2511.02230),
+    here measured, and only as far as holding avoids it.
+
+    Args:
+        weight: of one observation against all before it.
+    """
+
+    def __init__(self, *, weight: float = 0.05) -> None:
+        self._weight = weight
+        self._mean_s: dict[bool, float] = {}
+
+    def observe(self, wait_s: float, *, was_held: bool) -> None:
+        """Learns how long a turn waited from its arrival to its first step."""
+        mean_s = self._mean_s.setdefault(was_held, wait_s)
+        self._mean_s[was_held] = mean_s + self._weight * (wait_s - mean_s)
+
+    @property
+    def extra_s(self) -> float:
+        """Seconds that a turn waits longer without its context; 0 until one was seen to."""
+        return max(0.0, self._mean_s.get(False, 0.0) - self._mean_s.get(True, 0.0))

@@ -11,6 +11,8 @@ from adaseek_vllm.retention.sessions import Session
 
 __all__ = ["Estimator", "is_stale"]
 
+# Looks back over about this many returns of sessions that were not held.
+_LOST_WEIGHT = 1 / 20
 # An estimate is renewed when the session has been away this much longer.
 _RENEW_AFTER_S, _RENEW_AFTER_SHARE = 0.02, 0.1
 
@@ -30,6 +32,7 @@ class Estimator:
         )
         self.returns = ReturnModel()
         self.churn = ChurnRate()
+        self.lost_share = 0.0
         self._trusts_hints = kind == "hint"
         self._patience_s = patience_s
         self._block_tokens = block_tokens
@@ -48,6 +51,15 @@ class Estimator:
     def repeated(self, session: Session, share: float) -> None:
         """Learns which share of what a session held its next turn repeats."""
         session.survival_ratio += 0.5 * (share - session.survival_ratio)
+
+    def found(self, session: Session, share: float) -> None:
+        """Learns which share of a context that was not held was still there.
+
+        While such contexts get lost, holding one more makes another be lost: `lost_share` is a
+        price of memory, even if nobody has to wait for it.
+        """
+        lost = 1 - min(1.0, share / max(session.survival_ratio, 1e-3))
+        self.lost_share += _LOST_WEIGHT * (lost - self.lost_share)
 
     def ended(self, session: Session) -> None:
         """Learns that a session is over."""
