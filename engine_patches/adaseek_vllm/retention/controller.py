@@ -7,6 +7,7 @@ wait for.
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field, replace
@@ -23,8 +24,8 @@ from adaseek_vllm.retention.waste import StepCost
 
 __all__ = ["BlockStore", "Counts", "EndedTurn", "Outcome", "Released", "RetentionController"]
 
-# Each costs tens of microseconds, so that a step may look at few.
-_SESSIONS_PER_TICK = 2
+# Steps may be shorter than what it is worth to look at sessions and prices for.
+_TICK_S, _SESSIONS_PER_TICK = 0.02, 2
 # Before the machine is known: a middling GPU. Decides only until thirty steps were seen.
 _PRIOR_COST = StepCost(fixed_s=0.010, per_token_s=5e-5)
 
@@ -161,7 +162,8 @@ class RetentionController:
         self._by_request: dict[str, Session] = {}
         self._views: dict[SessionKey, tuple[float, PausedSession]] = {}
         self._was_short = False
-        self._last_tick_s: float | None = None
+        self._num_steps = self._num_short = self._num_new_tokens = 0
+        self._last_tick_s = -math.inf
 
     # What happens to requests.
 
@@ -304,18 +306,29 @@ class RetentionController:
         Returns:
             Blocks whose data nobody is expected to want again.
         """
-        now_s = self._now()
         self._load = None
-        self.price.observe(self._was_short, now_s=now_s)
+        self._num_steps += 1
+        self._num_short += self._was_short
+        self._num_new_tokens += num_new_tokens
         self._was_short = False
-        self.estimator.tick(now_s, num_new_blocks=math.ceil(num_new_tokens / self._block_tokens))
-        if self._last_tick_s is not None:
-            self.counts.held_block_seconds += self.num_held_blocks * (now_s - self._last_tick_s)
-        self._last_tick_s = now_s
+        now_s = self._now()
+        if now_s - self._last_tick_s < _TICK_S:
+            return []
+        self._learn(now_s)
         reuse_first: list[int] = []
-        for session in self.holding[:_SESSIONS_PER_TICK]:
+        for session in list(itertools.islice(self._holding.values(), _SESSIONS_PER_TICK)):
             reuse_first += self._look_again(session, now_s)
         return reuse_first
+
+    def _learn(self, now_s: float) -> None:
+        """Takes into account the steps since the last call."""
+        self.price.observe(self._num_short / self._num_steps, now_s=now_s)
+        num_new_blocks = math.ceil(self._num_new_tokens / self._block_tokens)
+        self.estimator.tick(now_s, num_new_blocks=num_new_blocks)
+        if math.isfinite(self._last_tick_s):
+            self.counts.held_block_seconds += self.num_held_blocks * (now_s - self._last_tick_s)
+        self._num_steps = self._num_short = self._num_new_tokens = 0
+        self._last_tick_s = now_s
 
     # Within.
 

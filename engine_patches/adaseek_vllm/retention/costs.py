@@ -64,6 +64,7 @@ class StepCostModel:
             initial / self._SCALE, confidence=1e-2, forgetting=forgetting
         )
         self.num_samples = 0
+        self._cost: StepCost | None = None
 
     def observe(self, num_tokens: int, context_pairs: float, seconds: float) -> None:
         """Learns from one step.
@@ -83,6 +84,7 @@ class StepCostModel:
             return
         self._fit.observe(features, seconds)
         self.num_samples += 1
+        self._cost = None
 
     @property
     def is_ready(self) -> bool:
@@ -94,8 +96,9 @@ class StepCostModel:
         """The time of a step as it is known now; no coefficient is negative."""
         if not self.is_ready:
             return self._prior
-        fixed, token, context = np.maximum(self._fit.coefficients * self._SCALE, 0.0)
-        return StepCost(float(fixed), float(token), float(context))
+        if self._cost is None:
+            self._cost = StepCost(*np.maximum(self._fit.coefficients * self._SCALE, 0.0).tolist())
+        return self._cost
 
 
 class MemoryPrice:
@@ -112,15 +115,15 @@ class MemoryPrice:
         self._last_s: float | None = None
         self.value = 0.0
 
-    def observe(self, is_short: bool, *, now_s: float) -> None:
-        """Moves the price towards 1 if memory was short in the step that ended now, else to 0."""
+    def observe(self, short_share: float, *, now_s: float) -> None:
+        """Moves the price towards the share of steps in which memory was short since last time."""
         if self._last_s is None:
             self._last_s = now_s
-            self.value = float(is_short)
+            self.value = short_share
             return
         weight = 1 - 0.5 ** (max(0.0, now_s - self._last_s) / self._half_life_s)
         self._last_s = now_s
-        self.value += weight * (float(is_short) - self.value)
+        self.value += weight * (short_share - self.value)
 
 
 class ChurnRate:

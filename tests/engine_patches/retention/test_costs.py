@@ -70,13 +70,13 @@ def test_coefficients_are_never_negative_and_survive_constant_steps() -> None:
 
 def test_price_of_memory_is_zero_idle_one_when_always_short_and_halves() -> None:
     price = MemoryPrice(half_life_s=2.0)
-    price.observe(False, now_s=0.0)
+    price.observe(0.0, now_s=0.0)
     assert price.value == 0
     for step in range(1, 200):
-        price.observe(True, now_s=step * 0.5)
+        price.observe(1.0, now_s=step * 0.5)
     assert price.value == pytest.approx(1.0)
     last_s = 199 * 0.5
-    price.observe(False, now_s=last_s + 2.0)
+    price.observe(0.0, now_s=last_s + 2.0)
     assert price.value == pytest.approx(0.5)
 
 
