@@ -20,6 +20,7 @@ from adaseek_vllm.config import FeatureSettingsError, is_off
 
 __all__ = [
     "FEATURES",
+    "METRICS_CONNECTOR",
     "SCHEDULER",
     "Feature",
     "FeatureModule",
@@ -32,6 +33,14 @@ __all__ = [
 
 SCHEDULER = "adaseek_vllm.scheduler.make_scheduler"
 """What vLLM's `scheduler_cls` is set to when a feature needs its own scheduler."""
+
+METRICS_CONNECTOR: dict[str, object] = {
+    "kv_connector": "RetentionConnector",
+    "kv_connector_module_path": "adaseek_vllm.retention.connector",
+    "kv_role": "kv_producer",
+    "kv_load_failure_policy": "recompute",
+}
+"""A KV connector for vLLM's `kv_transfer_config` that copies nothing: it only reports."""
 
 
 class FeatureModule(Protocol):

@@ -7,114 +7,25 @@ wait for.
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Callable, Hashable, Sequence
-from dataclasses import dataclass, field, replace
-from typing import Protocol
 
-from adaseek_vllm.retention.costs import AdmissionWait, MemoryPrice, StepCostModel
-from adaseek_vllm.retention.estimates import Estimator, is_stale
-from adaseek_vllm.retention.hints import Hints
+from adaseek_vllm.retention.accounts import Accounts
+from adaseek_vllm.retention.estimates import Estimator
+from adaseek_vllm.retention.holdings import BlockStore, Holdings, HostCopies
+from adaseek_vllm.retention.metrics import Meter
+from adaseek_vllm.retention.outlook import Outlook
 from adaseek_vllm.retention.policies import make_policy
 from adaseek_vllm.retention.policy import Action, Decision, EngineLoad, PausedSession
-from adaseek_vllm.retention.sessions import Ledger, Session, SessionKey, SessionTable
+from adaseek_vllm.retention.sessions import Session, SessionKey, SessionTable
 from adaseek_vllm.retention.settings import RetentionSettings
+from adaseek_vllm.retention.turns import Counts, EndedTurn, Outcome, Released
 from adaseek_vllm.retention.waste import StepCost
 
-__all__ = ["BlockStore", "Counts", "EndedTurn", "Outcome", "Released", "RetentionController"]
+__all__ = ["RetentionController"]
 
-# Steps may be shorter than what it is worth to look at sessions and prices for.
+# A look at a session costs tens of microseconds: a few now and then, not every step.
 _TICK_S, _SESSIONS_PER_TICK = 0.02, 2
-# Before the machine is known: a middling GPU. Decides only until thirty steps were seen.
-_PRIOR_COST = StepCost(fixed_s=0.010, per_token_s=5e-5)
-
-
-class BlockStore(Protocol):
-    """The blocks of the prefix cache, by id."""
-
-    def hold(self, blocks: Sequence[int]) -> None:
-        """Adds a reference to each block; a free one leaves the free queue."""
-        ...
-
-    def release(self, blocks: Sequence[int]) -> None:
-        """Takes a reference off each block; the last of them is to be reused first."""
-        ...
-
-    def num_free(self) -> int:
-        """Returns the number of blocks in the free queue."""
-        ...
-
-
-@dataclass(frozen=True)
-class EndedTurn:
-    """A request that ended by itself, just before vLLM frees its blocks.
-
-    Args:
-        request_id: of the request.
-        blocks: blocks that a longer prompt would hit, from the start of the context.
-        context_tokens: tokens that they hold.
-        num_prompt_blocks: how many of `blocks` hold the request's prompt.
-        arrival_s: when the request arrived.
-        tenant: see `SessionKey`; used if the request named no session.
-        adapter: see `SessionKey`.
-        calls_tool: whether the turn ended in a tool call, as far as one can see.
-        tool: the tool's name; "" if unknown.
-        hints: what the client told.
-        fingerprint: hash of the last full block.
-    """
-
-    request_id: str
-    blocks: Sequence[int]
-    context_tokens: int
-    num_prompt_blocks: int = 0
-    arrival_s: float = 0.0
-    tenant: str = ""
-    adapter: str = ""
-    calls_tool: bool = False
-    tool: str = ""
-    hints: Hints = field(default_factory=Hints)
-    fingerprint: Hashable = None
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """What was done with an ended turn.
-
-    Args:
-        decision: the policy's; PIN may hold fewer blocks than the turn has, down to none.
-        num_held: blocks held for the session.
-        reuse_first: blocks whose data nobody is expected to want again.
-        is_session: whether the turn belongs to a session.
-        expires_s: when what is held is let go at the latest.
-    """
-
-    decision: Decision
-    num_held: int = 0
-    reuse_first: Sequence[int] = ()
-    is_session: bool = True
-    expires_s: float = 0.0
-
-
-@dataclass(frozen=True)
-class Released:
-    """Blocks that a session gave to somebody who lacked memory."""
-
-    session: Session
-    blocks: list[int]
-
-
-@dataclass
-class Counts:
-    """What has happened since the start."""
-
-    decisions: dict[str, int] = field(default_factory=dict)
-    num_resumed: int = 0
-    num_resumed_held: int = 0
-    num_reclaimed_blocks: int = 0
-    num_diverged_blocks: int = 0
-    num_expired: int = 0
-    held_block_seconds: float = 0.0
 
 
 class RetentionController:
@@ -128,6 +39,8 @@ class RetentionController:
         now: returns the time in seconds; only differences count.
         load: returns the engine's load from the price of memory and the cost of a step; called
             at most once a step.
+        meter: counts what is done, for whoever reads it.
+        host: copies in host memory; None if there is no room for any.
     """
 
     def __init__(
@@ -139,30 +52,31 @@ class RetentionController:
         block_tokens: int,
         now: Callable[[], float],
         load: Callable[[float, StepCost], EngineLoad],
+        meter: Meter | None = None,
+        host: HostCopies | None = None,
     ) -> None:
         self.settings = settings
         self.policy = make_policy(settings)
-        self.ledger = Ledger()
+        self.holdings = Holdings(
+            blocks,
+            max_blocks=int(settings.max_pinned_fraction * num_blocks),
+            max_tenant_blocks=int(settings.tenant_fraction * num_blocks),
+        )
         self.sessions = SessionTable(settings.max_sessions)
         self.estimator = Estimator(
             settings.estimate, patience_s=settings.max_ttl_s, block_tokens=block_tokens
         )
-        self.step_cost = StepCostModel(_PRIOR_COST)
-        self.price = MemoryPrice()
-        self.admission_wait = AdmissionWait()
-        self.counts = Counts()
-        self.max_held = int(settings.max_pinned_fraction * num_blocks)
-        self.max_tenant = int(settings.tenant_fraction * num_blocks)
-        self._blocks = blocks
+        self.outlook = Outlook(
+            self.estimator, self.holdings, host, block_tokens=block_tokens, read_load=load
+        )
+        self.accounts = Accounts(meter or Meter(), block_tokens=block_tokens)
+        self.on_host: set[SessionKey] = set()
+        self._host = host
         self._block_tokens = block_tokens
         self._now = now
-        self._read_load = load
-        self._load: EngineLoad | None = None
-        self._holding: dict[SessionKey, Session] = {}
         self._by_request: dict[str, Session] = {}
-        self._views: dict[SessionKey, tuple[float, PausedSession]] = {}
         self._was_short = False
-        self._num_steps = self._num_short = self._num_new_tokens = 0
+        self._num_new_tokens = 0
         self._last_tick_s = -math.inf
 
     # What happens to requests.
@@ -203,13 +117,27 @@ class RetentionController:
             self._resume(session, request_id, hits)
         return session.first_arrival_s
 
-    def admitted(self, request_id: str) -> None:
-        """Records that a request runs: it holds its blocks itself now."""
+    def admitted(
+        self, request_id: str, *, num_cached_tokens: int = 0, num_loaded_tokens: int = 0
+    ) -> None:
+        """Records that a request runs: it holds its blocks itself now.
+
+        Args:
+            request_id: of the request.
+            num_cached_tokens: tokens of its prompt that need not be computed.
+            num_loaded_tokens: tokens of them that were copied back from host memory.
+        """
         session = self._by_request.get(request_id)
         if session is not None and session.next_request == request_id:
             session.next_request = None
             wait_s = self._now() - session.queued_s
-            self.admission_wait.observe(wait_s, was_held=bool(session.held))
+            self.outlook.admission_wait.observe(wait_s, was_held=bool(session.held))
+            self.accounts.admitted(
+                session,
+                num_cached=num_cached_tokens,
+                num_loaded=num_loaded_tokens,
+                outlook=self.outlook,
+            )
             self._let_go(session, 0)
 
     def knows(self, request_id: str) -> bool:
@@ -230,11 +158,13 @@ class RetentionController:
             # Another turn of the session already waits for what it holds.
             return Outcome(Decision(Action.SOFT), num_held=len(session.held))
         self._pause(session, turn)
-        decision, view = self._decide(session, turn)
-        self._count(decision.action)
+        decision, view, reason = self._decide(session, turn)
+        self.accounts.decided(decision.action, reason)
         reuse_first: Sequence[int] = ()
-        if decision.action is Action.PIN:
+        if decision.action in (Action.PIN, Action.HOST):
             self._hold(session, turn.blocks, view)
+            if decision.action is Action.HOST and self._host is not None and session.held:
+                self._host.copy_out(session.key, session.held)
         elif decision.action is Action.DROP:
             # The first prompt may be shared with sessions to come: it keeps its place.
             reuse_first = turn.blocks[session.num_first_blocks :]
@@ -242,6 +172,7 @@ class RetentionController:
             self.estimator.ended(session)
             session.paused_s = None
             self.sessions.remove(session.key)
+            self.on_host.discard(session.key)
         return Outcome(decision, len(session.held), reuse_first, expires_s=session.expires_s)
 
     def cancelled(self, request_id: str) -> None:
@@ -251,17 +182,35 @@ class RetentionController:
             session.next_request = None
             self._let_go(session, 0)
 
+    def copied(self, key: SessionKey) -> None:
+        """Records that all a session holds has a copy in host memory: it need not hold it."""
+        session = self.sessions.get(key)
+        if session is None or session.paused_s is None or not session.held:
+            return
+        self.accounts.counts.num_copied_out += 1
+        self.on_host.add(key)
+        self._let_go(session, 0)
+
     # Memory.
 
     @property
     def num_held_blocks(self) -> int:
         """Different blocks that paused or queued sessions hold."""
-        return self.ledger.num_blocks
+        return self.holdings.num_blocks
+
+    @property
+    def counts(self) -> Counts:
+        """What has happened since the start."""
+        return self.accounts.counts
+
+    def gauges(self) -> dict[tuple[str, ...], float]:
+        """Returns the state of things for `/metrics`, by name and labels."""
+        return self.accounts.gauges(self.holdings, self.sessions, self.on_host, self.outlook)
 
     @property
     def holding(self) -> list[Session]:
         """The sessions that hold blocks."""
-        return list(self._holding.values())
+        return self.holdings.sessions
 
     def note_shortage(self) -> None:
         """Records that somebody lacked memory in this step."""
@@ -283,19 +232,22 @@ class RetentionController:
             return None
         # The tail goes first: without the head of a context, its tail is never hit.
         taken = self._let_go(victim, max(0, len(victim.held) - max(1, num_blocks)))
-        self.counts.num_reclaimed_blocks += len(taken)
+        self.accounts.counts.num_reclaimed_blocks += len(taken)
         return Released(victim, taken)
 
     def restore(self, released: Sequence[Released]) -> None:
         """Holds again what `reclaim` released in vain; nobody may have taken a block since."""
         for given in reversed(released):
-            self._take(given.session, given.blocks)
-            self.counts.num_reclaimed_blocks -= len(given.blocks)
+            self.holdings.take(given.session, given.blocks)
+            self.accounts.counts.num_reclaimed_blocks -= len(given.blocks)
 
     def release_all(self) -> None:
-        """Releases every block."""
+        """Releases every block, and forgets every copy: what they hold may be wrong from now on."""
         for session in self.holding:
-            self._let_go(session, 0)
+            self.accounts.let_go(len(self._let_go(session, 0)), "reset")
+        if self._host is not None:
+            self._host.clear()
+        self.on_host.clear()
 
     def tick(self, *, num_new_tokens: int) -> list[int]:
         """Ends a step: lets expired sessions go, looks again at some, learns prices.
@@ -306,43 +258,38 @@ class RetentionController:
         Returns:
             Blocks whose data nobody is expected to want again.
         """
-        self._load = None
-        self._num_steps += 1
-        self._num_short += self._was_short
         self._num_new_tokens += num_new_tokens
+        self.outlook.next_step(was_short=self._was_short)
         self._was_short = False
         now_s = self._now()
         if now_s - self._last_tick_s < _TICK_S:
             return []
-        self._learn(now_s)
+        self._last_tick_s = now_s
+        num_new_blocks = math.ceil(self._num_new_tokens / self._block_tokens)
+        self._num_new_tokens = 0
+        self.outlook.learn(now_s)
+        self.estimator.tick(now_s, num_new_blocks=num_new_blocks)
+        self.accounts.held(self.num_held_blocks, now_s)
         reuse_first: list[int] = []
-        for session in list(itertools.islice(self._holding.values(), _SESSIONS_PER_TICK)):
+        for session in self.holding[:_SESSIONS_PER_TICK]:
             reuse_first += self._look_again(session, now_s)
         return reuse_first
-
-    def _learn(self, now_s: float) -> None:
-        """Takes into account the steps since the last call."""
-        self.price.observe(self._num_short / self._num_steps, now_s=now_s)
-        num_new_blocks = math.ceil(self._num_new_tokens / self._block_tokens)
-        self.estimator.tick(now_s, num_new_blocks=num_new_blocks)
-        if math.isfinite(self._last_tick_s):
-            self.counts.held_block_seconds += self.num_held_blocks * (now_s - self._last_tick_s)
-        self._num_steps = self._num_short = self._num_new_tokens = 0
-        self._last_tick_s = now_s
 
     # Within.
 
     def _put(self, session: Session) -> None:
         for gone in self.sessions.put(session):
             self._let_go(gone, 0)
+            self.on_host.discard(gone.key)
 
     def _resume(self, session: Session, request_id: str, hits: Callable[[], Sequence[int]]) -> None:
-        self.estimator.resumed(session, self._now())
-        self._views.pop(session.key, None)
-        self.counts.num_resumed += 1
-        self.counts.num_resumed_held += bool(session.held)
+        now_s = self._now()
+        self.estimator.resumed(session, now_s)
+        self.accounts.returned(session, now_s)
+        self.on_host.discard(session.key)
+        self.outlook.forget(session)
         session.paused_s = None
-        session.next_request, session.queued_s = request_id, self._now()
+        session.next_request, session.queued_s = request_id, now_s
         hit = set(hits())
         if not session.held:
             if session.num_context_blocks:
@@ -350,11 +297,12 @@ class RetentionController:
             return
         num_hit = next((i for i, b in enumerate(session.held) if b not in hit), len(session.held))
         self.estimator.repeated(session, num_hit / len(session.held))
-        self.counts.num_diverged_blocks += len(session.held) - num_hit
+        self.accounts.repeated(num_hit, len(session.held))
         self._let_go(session, num_hit)
 
     def _pause(self, session: Session, turn: EndedTurn) -> None:
         self._let_go(session, 0)
+        self.on_host.discard(session.key)
         session.num_turns += 1
         if session.num_turns == 1:
             session.num_first_blocks = turn.num_prompt_blocks
@@ -372,47 +320,48 @@ class RetentionController:
         self.sessions.mark(session, turn.fingerprint)
         self.estimator.paused(session, session.paused_s)
 
-    def _decide(self, session: Session, turn: EndedTurn) -> tuple[Decision, PausedSession]:
+    def _decide(self, session: Session, turn: EndedTurn) -> tuple[Decision, PausedSession, str]:
+        """Returns what to do, the view that it is for, and whose rule it is."""
         assert session.paused_s is not None, "a session is decided for when it pauses"
-        view = self.estimator.view(
-            session,
-            session.paused_s,
-            num_exclusive=self.ledger.num_exclusive(turn.blocks, held=False),
-            num_free=self._blocks.num_free(),
-        )
+        view = self.outlook.of_pausing(session, turn.blocks, session.paused_s)
         if turn.hints.is_final:
-            return Decision(Action.DROP), view
+            return Decision(Action.DROP), view, "final"
         is_short = turn.context_tokens < self.settings.min_pin_tokens
         if is_short or (self.settings.require_salt and not session.key.tenant):
-            return Decision(Action.SOFT), view
-        decision = self.policy.choose(view, self._current_load())
+            return Decision(Action.SOFT), view, "limit"
+        decision = self.policy.choose(view, self.outlook.load)
         if decision.max_hold_s is not None:
             session.expires_s = min(session.expires_s, session.paused_s + decision.max_hold_s)
-        return decision, view
+        return decision, view, "model"
 
     def _look_again(self, session: Session, now_s: float) -> Sequence[int]:
         """Lets a session go if it is time; returns blocks to reuse first."""
         # Each is looked at in turn: those that stay go to the end of the line.
-        self._holding[session.key] = self._holding.pop(session.key)
+        self.holdings.looked_at(session)
         if session.paused_s is None:
             return ()
         if now_s >= session.expires_s:
-            self.counts.num_expired += 1
-            self._let_go(session, 0)
+            self.accounts.counts.num_expired += 1
+            self.accounts.let_go(len(self._let_go(session, 0)), "ttl")
             return ()
-        action = self.policy.choose(self._view(session, now_s), self._current_load()).action
-        if action is Action.PIN:
+        action = self.policy.choose(self.outlook.of(session, now_s), self.outlook.load).action
+        is_copying = self._host is not None and self._host.is_copying(session.key)
+        if action is Action.PIN or (action is Action.HOST and is_copying):
             return ()
-        self._count(action)
+        self.accounts.decided(action, "again")
+        if action is Action.HOST:
+            if self._host is not None:
+                self._host.copy_out(session.key, session.held)
+            return ()
         released = self._let_go(session, 0)
         return released[session.num_first_blocks :] if action is Action.DROP else ()
 
     def _least_worth(self, own: Session | None, *, must: bool) -> Session | None:
         """Returns who is worth least of those who hold blocks, `own` left out."""
-        now_s, load = self._now(), self._current_load()
+        now_s, load = self._now(), self.outlook.load
         values = [
-            (self.policy.keep_value(self._view(session, now_s), load), index, session)
-            for index, session in enumerate(self._holding.values())
+            (self.policy.keep_value(self.outlook.of(session, now_s), load), index, session)
+            for index, session in enumerate(self.holdings.sessions)
             if session is not own
         ]
         if not values:
@@ -420,81 +369,35 @@ class RetentionController:
         value, _, session = min(values)
         return session if must or value < 0 else None
 
-    def _view(self, session: Session, now_s: float) -> PausedSession:
-        """Returns what a policy may know of a session that holds blocks; a little old at times."""
-        known = self._views.get(session.key)
-        if known is not None and not is_stale(known[0], known[1], now_s):
-            return known[1]
-        view = self.estimator.view(
-            session,
-            now_s,
-            num_exclusive=self.ledger.num_exclusive(session.held),
-            num_free=self._blocks.num_free(),
-        )
-        self._views[session.key] = (now_s, view)
-        return view
-
-    def _current_load(self) -> EngineLoad:
-        if self._load is None:
-            price = max(self.price.value, self.estimator.lost_share)
-            load = self._read_load(price, self.step_cost.cost)
-            self._load = replace(load, admission_wait_s=self.admission_wait.extra_s)
-        return self._load
-
     def _hold(self, session: Session, blocks: Sequence[int], view: PausedSession) -> None:
         """Holds as much of the start of a context as the limits allow."""
-        tenant = session.key.tenant
-        # Sessions without a salt are not one tenant: only the common limit binds them.
-        max_tenant = self.max_tenant if tenant else self.max_held
-        allowed = self.ledger.fitting(
-            tenant,
-            blocks,
-            max_blocks=self.ledger.num_blocks + self.max_held,
-            max_tenant_blocks=max_tenant,
-        )
-        num_over = self.ledger.num_blocks + self.ledger.num_new(allowed) - self.max_held
-        if num_over > 0:
+        allowed = self.holdings.allowed(session, blocks)
+        if (num_over := self.holdings.num_over(allowed)) > 0:
             self._make_room(num_over, worth_more_than=view)
-        fitting = self.ledger.fitting(
-            tenant, allowed, max_blocks=self.max_held, max_tenant_blocks=max_tenant
-        )
+        fitting = self.holdings.fitting(session, allowed)
         if len(fitting) * self._block_tokens >= self.settings.min_pin_tokens:
-            self._take(session, fitting)
+            self.holdings.take(session, fitting)
 
     def _make_room(self, num_blocks: int, *, worth_more_than: PausedSession) -> None:
         """Lets sessions go that are worth less than a new one, until `num_blocks` are not held."""
-        enough = self.ledger.num_blocks - num_blocks
-        mine = self.policy.keep_value(worth_more_than, self._current_load())
-        while self.ledger.num_blocks > enough:
+        enough = self.holdings.num_blocks - num_blocks
+        mine = self.policy.keep_value(worth_more_than, self.outlook.load)
+        while self.holdings.num_blocks > enough:
             victim = self._least_worth(None, must=True)
             if victim is None:
                 return
-            theirs = self.policy.keep_value(self._view(victim, self._now()), self._current_load())
+            theirs = self.policy.keep_value(self.outlook.of(victim, self._now()), self.outlook.load)
             if theirs >= mine:
                 return
-            num_over = self.ledger.num_blocks - enough
-            self._let_go(victim, max(0, len(victim.held) - num_over))
-
-    def _take(self, session: Session, blocks: list[int]) -> None:
-        if not blocks:
-            return
-        self._blocks.hold(blocks)
-        self.ledger.add(session.key.tenant, blocks)
-        session.held = session.held + blocks
-        self._holding[session.key] = session
+            num_over = self.holdings.num_blocks - enough
+            taken = self._let_go(victim, max(0, len(victim.held) - num_over))
+            self.accounts.let_go(len(taken), "quota")
 
     def _let_go(self, session: Session, num_kept: int) -> list[int]:
         """Releases all but the first `num_kept` blocks of a session; returns what it released."""
-        released = session.held[num_kept:]
-        if not released:
-            return []
-        session.held = session.held[:num_kept]
-        self.ledger.remove(session.key.tenant, released)
-        self._blocks.release(released)
-        self._views.pop(session.key, None)
-        if not session.held:
-            self._holding.pop(session.key, None)
+        released = self.holdings.let_go(session, num_kept)
+        if released:
+            self.outlook.forget(session)
+            if self._host is not None:
+                self._host.cancel(session.key, num_kept)
         return released
-
-    def _count(self, action: Action) -> None:
-        self.counts.decisions[action.value] = self.counts.decisions.get(action.value, 0) + 1

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from adaseek_vllm.config import FeatureSettingsError
-from adaseek_vllm.flags import SCHEDULER
+from adaseek_vllm.flags import METRICS_CONNECTOR, SCHEDULER
 from adaseek_vllm.retention.settings import FLAG, RetentionSettings
 
 __all__ = ["engine_args", "read_settings", "scheduler_mixin"]
@@ -35,15 +35,37 @@ def engine_args(settings: Mapping[str, object], current: Mapping[str, object]) -
         raise FeatureSettingsError(
             f"{FLAG} brings its own scheduler, but `scheduler_cls` is {other!r}: leave one out."
         )
-    if (connector := current.get("kv_transfer_config")) is not None:
-        raise FeatureSettingsError(
-            f"{FLAG} does not work beside another KV connector, but `kv_transfer_config` is "
-            f"{connector!r}: leave one out."
-        )
+    for name in ("kv_transfer_config", "kv_offloading_size"):
+        if (other := current.get(name)) is not None:
+            raise FeatureSettingsError(
+                f"{FLAG} does not work beside another KV connector, but `{name}` is {other!r}: "
+                "leave one out; for host memory set `host_bytes`."
+            )
     changed: dict[str, object] = {"scheduler_cls": SCHEDULER}
+    if settings["host_bytes"] or settings["metrics"]:
+        changed["kv_transfer_config"] = _connector(settings)
     if settings["order"] == "session":
         changed["scheduling_policy"] = "priority"
     return changed
+
+
+def _connector(settings: Mapping[str, object]) -> dict[str, object]:
+    """Returns vLLM's description of our connector.
+
+    Without host memory it is a producer that produces nothing: vLLM delays the reuse of blocks,
+    and lets requests leave out images, only where a connector may load KV.
+    """
+    if not settings["host_bytes"]:
+        return dict(METRICS_CONNECTOR)
+    return {
+        **METRICS_CONNECTOR,
+        "kv_role": "kv_both",
+        "kv_connector_extra_config": {
+            "cpu_bytes_to_use": settings["host_bytes"],
+            "inflight_fraction": settings["inflight_fraction"],
+            "emulate_gbps": settings["emulate_gbps"],
+        },
+    }
 
 
 def scheduler_mixin() -> type | None:

@@ -20,7 +20,7 @@ __all__ = ["Always", "FixedThreshold", "InferCeptRule", "TimeToLive", "make_poli
 
 @dataclass(frozen=True)
 class Always:
-    """The same action for every session: preserve-only, vLLM's own, or discard."""
+    """The same action for every session: preserve-only, swap-only, vLLM's own, or discard."""
 
     action: Action
 
@@ -94,6 +94,7 @@ def make_policy(settings: RetentionSettings) -> Policy:
         "auto": LeastWaste(),
         "soft": Always(Action.SOFT),
         "pin": Always(Action.PIN),
+        "host": Always(Action.HOST),
         "drop": Always(Action.DROP),
         "heuristic": FixedThreshold(settings.threshold_s),
         "ttl": TimeToLive(settings.ttl_s),

@@ -6,9 +6,11 @@ Plain data in, plain data out: a policy holds no session and reads no clock.
 from __future__ import annotations
 
 import enum
+import math
 from dataclasses import dataclass
 from typing import Protocol
 
+from adaseek_vllm.retention.host_costs import HostCost, host_waste
 from adaseek_vllm.retention.waste import StepCost, recompute_waste
 
 __all__ = ["Action", "Decision", "EngineLoad", "LeastWaste", "PausedSession", "Policy"]
@@ -19,6 +21,8 @@ class Action(enum.Enum):
 
     PIN = "pin"
     """Held: nobody takes them, unless memory is short."""
+    HOST = "host"
+    """Copied to host memory, held until that is done, and then free."""
     SOFT = "soft"
     """Free, with their data, in vLLM's own order of reuse."""
     DROP = "drop"
@@ -38,6 +42,7 @@ class PausedSession:
         eviction_probability: chance that vLLM would reuse its blocks before the next turn.
         survival_ratio: share of its context that a next turn usually repeats.
         is_held: whether it is pinned now.
+        copied_tokens: tokens of its context that have a copy in host memory.
     """
 
     context_tokens: int
@@ -48,6 +53,7 @@ class PausedSession:
     eviction_probability: float = 1.0
     survival_ratio: float = 1.0
     is_held: bool = False
+    copied_tokens: int = 0
 
 
 @dataclass(frozen=True)
@@ -61,6 +67,7 @@ class EngineLoad:
         memory_price: what a held token costs somebody else, from 0 (nothing) to 1: the share of
             recent steps in which memory was short, or of contexts that got lost for want of it.
         cost: time of a step.
+        host: time of copies to host memory; None if there is no room for any.
         admission_wait_s: how much longer a turn queues if its context was let go.
     """
 
@@ -69,6 +76,7 @@ class EngineLoad:
     step_tokens: int
     memory_price: float
     cost: StepCost
+    host: HostCost | None = None
     admission_wait_s: float = 0.0
 
     @property
@@ -136,6 +144,8 @@ class LeastWaste:
         keep = load.memory_price * session.exclusive_tokens * session.remaining_s
         lose = session.eviction_probability * self._loss(session, load)
         limit = lose * (1 + self.hysteresis) if session.is_held else lose
+        if self._host_waste(session, load) < min(keep, limit):
+            return Decision(Action.HOST, keep, lose)
         # Equal means that neither costs anything: leave it to vLLM.
         if keep < limit:
             return Decision(Action.PIN, keep, lose)
@@ -146,6 +156,18 @@ class LeastWaste:
     def keep_value(self, session: PausedSession, load: EngineLoad) -> float:
         tokens = max(1, session.exclusive_tokens)
         return self._loss(session, load) / tokens - session.remaining_s
+
+    def _host_waste(self, session: PausedSession, load: EngineLoad) -> float:
+        """Expected waste of copying the context to host memory and back."""
+        if load.host is None:
+            return math.inf
+        return host_waste(
+            session.context_tokens * session.survival_ratio,
+            max(0, session.context_tokens - session.copied_tokens),
+            load.host,
+            memory_price=load.memory_price,
+            return_probability=session.return_probability,
+        )
 
     def _loss(self, session: PausedSession, load: EngineLoad) -> float:
         """Expected waste of queueing for room and computing again if its blocks are reused."""

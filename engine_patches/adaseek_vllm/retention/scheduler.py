@@ -16,14 +16,18 @@ from vllm.v1.core.sched.scheduler import Scheduler
 from vllm.v1.request import RequestStatus
 
 from adaseek_vllm._compat.answers import AnswerText
-from adaseek_vllm._compat.kv_blocks import PrefixCacheBlocks
+from adaseek_vllm._compat.kv_blocks import PrefixCacheBlocks, allocate_or_else
 from adaseek_vllm.config import FeatureSettingsError
-from adaseek_vllm.retention.controller import EndedTurn, Outcome, Released, RetentionController
+from adaseek_vllm.retention.connector import RetentionConnector
+from adaseek_vllm.retention.controller import RetentionController
 from adaseek_vllm.retention.hints import Hints
+from adaseek_vllm.retention.host_scheduler import HostScheduler
+from adaseek_vllm.retention.metrics import Meter, Samples
 from adaseek_vllm.retention.policy import EngineLoad
 from adaseek_vllm.retention.sessions import SessionKey
 from adaseek_vllm.retention.settings import FLAG, RetentionSettings
 from adaseek_vllm.retention.tool_calls import NUM_TAIL_TOKENS, ToolCall, find_tool_call
+from adaseek_vllm.retention.turns import EndedTurn, Outcome, Released
 from adaseek_vllm.retention.waste import StepCost
 
 __all__ = ["RetentionMixin"]
@@ -32,6 +36,7 @@ __all__ = ["RetentionMixin"]
 _LEARN_ALL, _LEARN_EVERY = 200, 8
 # More steps than vLLM keeps in flight: their output was never handed back.
 _MAX_AWAITED = 64
+_STATS_EVERY_S = 1.0
 # Bounds a wait for memory where steps are far slower than the limit in seconds expects.
 _MAX_WAIT_STEPS = 50
 
@@ -43,8 +48,13 @@ class RetentionMixin(Scheduler):  # type: ignore[misc]
     def __init__(self, *args: Any, vllm_config: Any, **kwargs: Any) -> None:
         super().__init__(*args, vllm_config=vllm_config, **kwargs)
         settings = RetentionSettings.read(vllm_config.additional_config["kv_retention"])
-        self._check_supported()
+        self._check_supported(settings)
         self.retention_blocks = PrefixCacheBlocks(self.kv_cache_manager)
+        self.retention_meter = Meter()
+        self.retention_host: HostScheduler | None = None
+        if isinstance(self.connector, RetentionConnector):
+            self.connector.read_stats = self._retention_stats
+            self.retention_host = self.connector.host
         self.retention = RetentionController(
             settings,
             self.retention_blocks,
@@ -52,7 +62,11 @@ class RetentionMixin(Scheduler):  # type: ignore[misc]
             block_tokens=self.block_size,
             now=self._retention_now,
             load=self._retention_load,
+            meter=self.retention_meter,
+            host=self.retention_host.swap if self.retention_host is not None else None,
         )
+        if self.retention_host is not None:
+            self.retention_host.meter = self.retention_meter
         self._marker_ids = frozenset(settings.markers)
         self._answer_text = AnswerText(vllm_config.model_config)
         self._retention_reports: dict[str, dict[str, object]] = {}
@@ -62,8 +76,12 @@ class RetentionMixin(Scheduler):  # type: ignore[misc]
         self._steps: dict[int, tuple[float, int, float]] = {}
         self._last_output_s = 0.0
         self._num_steps = 0
+        self._last_stats_s = -math.inf
+        self._overhead_s = 0.0
         self._allocate_stock = self.kv_cache_manager.allocate_slots
-        self.kv_cache_manager.allocate_slots = self._allocate_or_reclaim
+        self.kv_cache_manager.allocate_slots = allocate_or_else(
+            self._allocate_stock, self._reclaim_and_allocate
+        )
 
     # Requests.
 
@@ -90,32 +108,44 @@ class RetentionMixin(Scheduler):  # type: ignore[misc]
     def schedule(self, throttle_prefills: bool = False) -> Any:
         started_s = self._retention_now()
         output = super().schedule(throttle_prefills)
+        scheduled = time.perf_counter()
+        host = self.retention_host
         for new in output.scheduled_new_reqs:
-            self.retention.admitted(new.req_id)
+            self.retention.admitted(
+                new.req_id,
+                num_cached_tokens=new.num_computed_tokens,
+                num_loaded_tokens=host.take_loaded(new.req_id) if host is not None else 0,
+            )
             self._short_since.pop(new.req_id, None)
         num_tokens = output.total_num_scheduled_tokens
         if (pairs := self._context_pairs(output)) is not None:
             self._steps[id(output)] = (started_s, num_tokens, pairs)
         if reuse_first := self.retention.tick(num_new_tokens=num_tokens):
             self.retention_blocks.reuse_first(reuse_first)
+        self._overhead_s += time.perf_counter() - scheduled
         return output
 
     def update_from_output(self, scheduler_output: Any, model_runner_output: Any) -> Any:
         outputs = super().update_from_output(scheduler_output, model_runner_output)
+        updated = time.perf_counter()
         now_s = self._retention_now()
         if (step := self._steps.pop(id(scheduler_output), None)) is not None:
             started_s, num_tokens, pairs = step
             # Under asynchronous scheduling a step starts when the one before it is done.
             seconds = now_s - max(started_s, self._last_output_s)
-            self.retention.step_cost.observe(num_tokens, pairs, seconds)
+            self.retention.outlook.step_cost.observe(num_tokens, pairs, seconds)
+            if self.retention_host is not None:
+                self.retention_host.step_s = seconds
         self._last_output_s = now_s
+        if self.retention_host is not None:
+            for key in self.retention_host.swap.take_copied():
+                self.retention.copied(key)
+        self._overhead_s += time.perf_counter() - updated
         return outputs
 
-    def _allocate_or_reclaim(self, request: Any, num_new_tokens: int, *args: Any, **kw: Any) -> Any:
-        """Returns slots as vLLM would, taking what paused sessions hold if there are none."""
-        slots = self._allocate_stock(request, num_new_tokens, *args, **kw)
-        if slots is not None:
-            return slots
+    def _reclaim_and_allocate(self, request: Any, num_new_tokens: int, **kw: Any) -> Any:
+        """Returns slots from what paused sessions hold, None if that is not enough either."""
+        slots = None
         self.retention.note_shortage()
         must = self._must_have(request)
         released: list[Released] = []
@@ -125,7 +155,11 @@ class RetentionMixin(Scheduler):  # type: ignore[misc]
             if given is None:
                 break
             released.append(given)
-            slots = self._allocate_stock(request, num_new_tokens, *args, **kw)
+            slots = self._allocate_stock(request, num_new_tokens, **kw)
+        is_running = request.status == RequestStatus.RUNNING
+        if slots is not None or is_running:
+            num_blocks = sum(len(given.blocks) for given in released)
+            self.retention.accounts.let_go(num_blocks, "running" if is_running else "waiting")
         if slots is None and request.status != RequestStatus.RUNNING:
             # It was not enough: nobody took a block, so nothing need be lost. For a running
             # request vLLM now preempts another, and must find nothing held when it does.
@@ -158,7 +192,7 @@ class RetentionMixin(Scheduler):  # type: ignore[misc]
     def _retention_now(self) -> float:
         return time.monotonic()
 
-    def _check_supported(self) -> None:
+    def _check_supported(self, settings: RetentionSettings) -> None:
         if not self.kv_cache_manager.enable_caching:
             raise FeatureSettingsError(
                 f"{FLAG} keeps blocks of vLLM's prefix cache, which is off for this model or by "
@@ -166,8 +200,34 @@ class RetentionMixin(Scheduler):  # type: ignore[misc]
             )
         if self.is_encoder_decoder:
             raise FeatureSettingsError(f"{FLAG} does not support encoder-decoder models.")
-        if self.connector is not None:
-            raise FeatureSettingsError(f"{FLAG} does not work beside another KV connector.")
+        if self.connector is not None and not isinstance(self.connector, RetentionConnector):
+            raise FeatureSettingsError(
+                f"{FLAG} brings its own KV connector, but {type(self.connector).__name__} is "
+                "configured: leave one of the two out."
+            )
+        if settings.host_bytes and getattr(self.connector, "host", None) is None:
+            raise FeatureSettingsError(
+                f"{FLAG}: `host_bytes` is {settings.host_bytes}, but `kv_transfer_config` has no "
+                "RetentionConnector with `cpu_bytes_to_use`: set the flag, not `additional_config`."
+            )
+
+    def _retention_stats(self) -> Samples | None:
+        """Returns what is new for `/metrics`; with nothing new, the gauges now and then."""
+        now_s = time.monotonic()
+        meter, host = self.retention_meter, self.retention_host
+        if meter.is_empty and now_s - self._last_stats_s < _STATS_EVERY_S:
+            return None
+        self._last_stats_s = now_s
+        meter.count("overhead_seconds", self._overhead_s)
+        self._overhead_s = 0.0
+        gauges = self.retention.gauges()
+        num_blocks = self.retention_blocks.num_usable
+        gauges["pinned_ratio",] = self.retention.num_held_blocks / num_blocks
+        gauges["host_tokens",] = host.num_tokens if host is not None else 0
+        if host is not None:
+            gauges["cost_coeff", "out_gbps"] = host.rate_out.bytes_per_s / 1e9
+            gauges["cost_coeff", "in_gbps"] = host.rate_in.bytes_per_s / 1e9
+        return meter.take(gauges)
 
     def _retention_arrival(self, request: Any) -> float:
         hints = Hints.read(_extra_args(request))
@@ -261,6 +321,7 @@ class RetentionMixin(Scheduler):  # type: ignore[misc]
             step_tokens=self.max_num_scheduled_tokens,
             memory_price=memory_price,
             cost=cost,
+            host=self.retention_host.cost if self.retention_host is not None else None,
         )
 
     def _context_pairs(self, output: Any) -> float | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import asdict, dataclass, fields
 
 from adaseek_vllm.config import FeatureSettingsError, check_keys, read_mapping
@@ -9,10 +10,14 @@ from adaseek_vllm.config import FeatureSettingsError, check_keys, read_mapping
 __all__ = ["FLAG", "POLICIES", "RetentionSettings"]
 
 FLAG = "--kv-retention"
-POLICIES = ("auto", "soft", "pin", "drop", "heuristic", "ttl", "infercept")
+POLICIES = ("auto", "soft", "pin", "host", "drop", "heuristic", "ttl", "infercept")
 ORDERS = ("session", "fcfs")
 FALLBACKS = ("none", "prefix")
 ESTIMATES = ("learned", "elapsed", "hint")
+
+_UNITS = {"": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "tb": 10**12}
+_UNITS |= {"kib": 2**10, "mib": 2**20, "gib": 2**30, "tib": 2**40}
+_SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*((?:[kmgt]i?b)?)", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -40,6 +45,12 @@ class RetentionSettings:
         ttl_s: how long the policy `ttl` holds a session, in seconds.
         threshold_s: below this expected pause the policy `heuristic` holds a session, in seconds.
         max_sessions: records of paused sessions kept at most.
+        host_bytes: host memory for copies of paused contexts, as a number of bytes or like "8GiB";
+            0 copies nothing.
+        inflight_fraction: share of the GPU's KV blocks that are copied to host memory at a time.
+        emulate_gbps: on the CPU backend, bandwidth of a pretended link to host memory, in 10^9
+            bytes a second; None copies as fast as memory does.
+        metrics: whether `/metrics` and the log show what retention does.
     """
 
     policy: str = "auto"
@@ -57,6 +68,10 @@ class RetentionSettings:
     ttl_s: float = 10.0
     threshold_s: float = 1.0
     max_sessions: int = 65536
+    host_bytes: int = 0
+    inflight_fraction: float = 0.125
+    emulate_gbps: float | None = None
+    metrics: bool = True
 
     def __post_init__(self) -> None:
         _check_choice("policy", self.policy, POLICIES)
@@ -71,7 +86,13 @@ class RetentionSettings:
         _check_number("threshold_s", self.threshold_s, 0.0, 86400.0)
         _check_integer("min_pin_tokens", self.min_pin_tokens, 0)
         _check_integer("max_sessions", self.max_sessions, 1)
-        for name in ("require_salt", "pin_aborted"):
+        _check_integer("host_bytes", self.host_bytes, 0)
+        _check_number("inflight_fraction", self.inflight_fraction, 0.0, 1.0)
+        if self.emulate_gbps is not None:
+            _check_number("emulate_gbps", self.emulate_gbps, 1e-6, 1e6)
+        if self.policy == "host" and not self.host_bytes:
+            raise _error("policy", self.policy, 'needs host memory: set `host_bytes`, e.g. "8GiB"')
+        for name in ("require_salt", "pin_aborted", "metrics"):
             _check_type(name, getattr(self, name), bool, "true or false")
         for marker in self.markers:
             _check_integer("markers", marker, 0)
@@ -87,6 +108,8 @@ class RetentionSettings:
         check_keys(FLAG, given, known=[field.name for field in fields(cls)])
         if "markers" in given:
             given["markers"] = _marker_ids(given["markers"])
+        if "host_bytes" in given:
+            given["host_bytes"] = _num_bytes(given["host_bytes"])
         # Each value's type is checked in __post_init__; JSON text holds any type under any key.
         return cls(**given)  # type: ignore[arg-type]
 
@@ -101,6 +124,15 @@ def _marker_ids(value: object) -> tuple[object, ...]:
     if isinstance(value, (list, tuple)):
         return tuple(value)
     raise _error("markers", value, "must be 'auto' or a list of token ids")
+
+
+def _num_bytes(value: object) -> object:
+    """Returns the bytes that a text like "8GiB" or "500 MB" means; other values as they are."""
+    if not isinstance(value, str):
+        return value
+    if (match := _SIZE.fullmatch(value.strip())) is None:
+        raise _error("host_bytes", value, 'must be a number of bytes, or like "8GiB" or "500MB"')
+    return int(float(match[1]) * _UNITS[match[2].lower()])
 
 
 def _check_choice(name: str, value: object, known: tuple[str, ...]) -> None:

@@ -119,7 +119,7 @@ class SimulatedEngine:
         hints: Mapping[str, object] | None = None,
         arrival_s: float | None = None,
     ) -> SimulatedRequest:
-        """Queues a request that generates exactly `max_tokens` tokens; it arrives now by default."""
+        """Queues a request that generates exactly `max_tokens` tokens, arriving now by default."""
         from vllm.sampling_params import SamplingParams
         from vllm.v1.request import Request
 

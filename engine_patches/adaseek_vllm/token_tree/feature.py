@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from adaseek_vllm.config import FeatureSettingsError
-from adaseek_vllm.flags import SCHEDULER
+from adaseek_vllm.flags import METRICS_CONNECTOR, SCHEDULER
 from adaseek_vllm.serve import ServeError, find_wheel
 from adaseek_vllm.token_tree.settings import FLAG, TreeSettings
 
@@ -17,7 +17,11 @@ PROPOSER = "adaseek_vllm.token_tree.proposer.TreeProposer"
 # Engine argument, the values it may have, and what to do about another one.
 _REQUIRED = (
     ("speculative_config", (None,), "both decide what is drafted: leave one out"),
-    ("kv_transfer_config", (None,), "a connector could copy KV rows before they are in place"),
+    (
+        "kv_transfer_config",
+        (None, METRICS_CONNECTOR),
+        "a connector could copy KV rows before they are in place",
+    ),
     ("pipeline_parallel_size", (None, 1), "trees are not passed between pipeline stages"),
     ("decode_context_parallel_size", (None, 1), "tree rows are not split over ranks"),
     ("worker_cls", (None, "auto", WORKER), "it brings its own worker: leave one out"),

@@ -3,7 +3,7 @@
 A program of its own, because an engine in its process leaves much behind. Agents' turns follow
 one another while one-shot requests want more memory than there is; greedy, in float32.
 
-    python engine_scenarios.py NUM_SESSIONS NUM_TURNS
+    python engine_scenarios.py NUM_SESSIONS NUM_TURNS [ARM,...]
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import json
 import os
 import sys
 import tempfile
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -34,16 +35,25 @@ import torch
 import transformers
 import vllm
 from adaseek_vllm.flags import with_features
+from vllm.distributed.kv_transfer import get_kv_transfer_group
 
 VOCABULARY = 160
 BLOCK, NUM_BLOCKS, MAX_LEN = 32, 40, 512
+# Two layers, keys and values, one head of 32 numbers of four bytes.
+BLOCK_BYTES = 2 * 2 * 32 * 4 * BLOCK
 ARMS: dict[str, object] = {
     "stock": None,
     "auto": "auto",
     "pin": {"policy": "pin", "max_pinned_fraction": 0.9},
     "drop": {"policy": "drop"},
     "infercept": {"policy": "infercept"},
+    "host": {"policy": "host", "max_pinned_fraction": 0.9, "host_bytes": "64MiB"},
+    "small_host": {"policy": "host", "max_pinned_fraction": 0.9, "host_bytes": 20 * BLOCK_BYTES},
+    "slow_host": {"policy": "host", "host_bytes": "64MiB", "emulate_gbps": 0.002},
+    "auto_host": {"policy": "auto", "host_bytes": "64MiB"},
+    "faulty_host": {"policy": "host", "max_pinned_fraction": 0.9, "host_bytes": "64MiB"},
 }
+FAIL_EVERY = {"faulty_host": 3}
 
 
 def save_model(directory: Path) -> None:
@@ -64,7 +74,49 @@ def save_model(directory: Path) -> None:
     transformers.LlamaForCausalLM(config).to(torch.float32).save_pretrained(directory)
 
 
-def run_arm(model: str, setting: object, num_sessions: int, num_turns: int) -> dict[str, Any]:
+class CheckedCopies:
+    """Checks every copy against what its block held when it was copied out; may fail some.
+
+    Args:
+        scheduler: the engine's, in the same process.
+        fail_every: every so many copies fail; 0 for none.
+    """
+
+    def __init__(self, scheduler: Any, fail_every: int) -> None:
+        self.swap = scheduler.retention_host.swap
+        self.fail_every = fail_every
+        self.sums: dict[bytes, int] = {}
+        self.num_checked = self.num_copies = 0
+        self.worker: Any = get_kv_transfer_group()._worker.worker
+        self.copy, self.move = self.worker._copy, self.worker._move
+        self.worker._copy, self.worker._move = self.checked, self.failing
+
+    def checked(self, job_id: int, sources: Any, targets: Any, rows: Any, to: Any) -> None:
+        keys = self.swap._jobs[job_id].keys
+        is_out = sources is self.worker._device
+        if is_out:
+            self.sums |= dict(zip(keys, self.checksums(rows), strict=True))
+        self.copy(job_id, sources, targets, rows, to)
+        if not is_out and job_id not in self.worker._failed:
+            assert self.checksums(to) == [self.sums[key] for key in keys], "a copy differs"
+            self.num_checked += len(keys)
+
+    def failing(self, *args: Any) -> None:
+        self.num_copies += 1
+        if self.fail_every and self.num_copies % self.fail_every == 0:
+            raise RuntimeError("injected")
+        self.move(*args)
+
+    def checksums(self, blocks: Any) -> list[int]:
+        rows = [
+            [tensor[block].numpy().tobytes() for tensor in self.worker._device] for block in blocks
+        ]
+        return [zlib.crc32(b"".join(row)) for row in rows]
+
+
+def run_arm(
+    model: str, setting: object, num_sessions: int, num_turns: int, *, fail_every: int
+) -> dict[str, Any]:
     llm = vllm.LLM(
         **with_features(
             model=model,
@@ -81,6 +133,8 @@ def run_arm(model: str, setting: object, num_sessions: int, num_turns: int) -> d
     )
     core: Any = llm.llm_engine.engine_core
     scheduler = core.engine_core.scheduler
+    has_host = getattr(scheduler, "retention_host", None) is not None
+    copies = CheckedCopies(scheduler, fail_every) if has_host else None
     outputs, num_cached = play(llm, num_sessions, num_turns)
     retention = getattr(scheduler, "retention", None)
     result = {
@@ -89,7 +143,11 @@ def run_arm(model: str, setting: object, num_sessions: int, num_turns: int) -> d
         "num_cached_tokens": num_cached,
         "num_resumed": retention.counts.num_resumed if retention else 0,
         "decisions": retention.counts.decisions if retention else {},
+        "num_loaded": retention.counts.num_resumed_loaded if retention else 0,
+        "num_checked": copies.num_checked if copies else 0,
+        "num_host_tokens": scheduler.retention_host.num_tokens if copies else 0,
         "can_reset": llm.reset_prefix_cache(),
+        "num_left": scheduler.retention_host.num_tokens if copies else 0,
     }
     core.shutdown()
     del llm, core, scheduler
@@ -135,11 +193,14 @@ def generate(llm: Any, prompts: list[Any], sessions: list[Any], *, is_last: bool
 
 def main() -> None:
     num_sessions, num_turns = int(sys.argv[1]), int(sys.argv[2])
+    arms = sys.argv[3].split(",") if len(sys.argv) > 3 else list(ARMS)
     with tempfile.TemporaryDirectory() as folder:
         save_model(Path(folder))
         results = {
-            name: run_arm(folder, setting, num_sessions, num_turns)
-            for name, setting in ARMS.items()
+            name: run_arm(
+                folder, ARMS[name], num_sessions, num_turns, fail_every=FAIL_EVERY.get(name, 0)
+            )
+            for name in arms
         }
     print("RESULT " + json.dumps(results))
 

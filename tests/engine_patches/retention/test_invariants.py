@@ -148,11 +148,11 @@ class Trace:
         self._check_limits()
 
     def _check_limits(self) -> None:
-        ledger = self.retention.ledger
+        ledger = self.retention.holdings.ledger
         held = {block for session in self.retention.holding for block in session.held}
-        assert ledger.num_blocks == len(held) <= self.retention.max_held
+        assert ledger.num_blocks == len(held) <= self.retention.holdings.max_blocks
         for tenant in ("a", "b"):
-            assert ledger.num_tenant_blocks(tenant) <= self.retention.max_tenant
+            assert ledger.num_tenant_blocks(tenant) <= self.retention.holdings.max_tenant_blocks
 
     @property
     def is_only_waiting(self) -> bool:
@@ -163,7 +163,7 @@ class Trace:
     @property
     def num_only_held(self) -> int:
         """Blocks that would be free if no paused session held them."""
-        pool, ledger = self.scheduler.kv_cache_manager.block_pool, self.retention.ledger
+        pool, ledger = self.scheduler.kv_cache_manager.block_pool, self.retention.holdings.ledger
         held = {block for session in self.retention.holding for block in session.held}
         return sum(pool.blocks[block].ref_cnt == ledger.num_holders(block) for block in held)
 

@@ -258,7 +258,7 @@ def test_tenants_do_not_share_sessions_and_have_a_quota(make: Make) -> None:
     first = pause(engine, "same", tenant="a")
     second = pause(engine, "same", tenant="b", prompt=first.prompt)
     assert second.cached_tokens == 0
-    ledger = engine.scheduler.retention.ledger
+    ledger = engine.scheduler.retention.holdings.ledger
     assert ledger.num_tenant_blocks("a") == ledger.num_tenant_blocks("b") == 10
     pause(engine, "third", tenant="a", count=100)
     assert ledger.num_tenant_blocks("a") <= 10
@@ -339,7 +339,7 @@ def test_step_cost_is_learned_from_the_steps_that_run(make: Make) -> None:
             name = f"{index}-{other}"
             engine.submit(name, tokens(90 + 70 * other, start=index * 9 + other), max_tokens=15)
         finish(engine)
-    learned, true = engine.scheduler.retention.step_cost.cost, engine.shape.cost
+    learned, true = engine.scheduler.retention.outlook.step_cost.cost, engine.shape.cost
     assert learned.forward_s(300) == pytest.approx(true.forward_s(300), rel=0.1)
     assert learned.fixed_s == pytest.approx(true.fixed_s, rel=0.1)
 

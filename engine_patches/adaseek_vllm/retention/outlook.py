@@ -1,0 +1,101 @@
+"""What a policy is shown of sessions and of the engine; a little old at times, to be cheap."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+from adaseek_vllm.retention.costs import AdmissionWait, MemoryPrice, StepCostModel
+from adaseek_vllm.retention.estimates import Estimator, is_stale
+from adaseek_vllm.retention.holdings import Holdings, HostCopies
+from adaseek_vllm.retention.policy import EngineLoad, PausedSession
+from adaseek_vllm.retention.sessions import Session, SessionKey
+from adaseek_vllm.retention.waste import StepCost
+
+__all__ = ["Outlook"]
+
+# Before the machine is known: a middling GPU. Decides only until thirty steps were seen.
+_PRIOR_COST = StepCost(fixed_s=0.010, per_token_s=5e-5)
+
+
+class Outlook:
+    """Views of paused sessions and of the engine's load.
+
+    Args:
+        estimator: what is expected of sessions.
+        holdings: who holds which blocks.
+        host: copies in host memory; None if there is no room for any.
+        block_tokens: tokens of a block.
+        read_load: returns the engine's load; called at most once a step.
+    """
+
+    def __init__(
+        self,
+        estimator: Estimator,
+        holdings: Holdings,
+        host: HostCopies | None,
+        *,
+        block_tokens: int,
+        read_load: Callable[[float, StepCost], EngineLoad],
+    ) -> None:
+        self.step_cost = StepCostModel(_PRIOR_COST)
+        self.price = MemoryPrice()
+        self.admission_wait = AdmissionWait()
+        self._num_steps = self._num_short = 0
+        self._estimator = estimator
+        self._holdings = holdings
+        self._host = host
+        self._block_tokens = block_tokens
+        self._read_load = read_load
+        self._load: EngineLoad | None = None
+        self._views: dict[SessionKey, tuple[float, PausedSession]] = {}
+
+    @property
+    def load(self) -> EngineLoad:
+        """The engine's load, as it was when first asked for in this step."""
+        if self._load is None:
+            price = max(self.price.value, self._estimator.lost_share)
+            load = self._read_load(price, self.step_cost.cost)
+            self._load = replace(load, admission_wait_s=self.admission_wait.extra_s)
+        return self._load
+
+    def next_step(self, *, was_short: bool) -> None:
+        """Begins a step: the load is read anew when somebody asks."""
+        self._load = None
+        self._num_steps += 1
+        self._num_short += was_short
+
+    def learn(self, now_s: float) -> None:
+        """Moves the price of memory by the steps since the last call."""
+        self.price.observe(self._num_short / max(1, self._num_steps), now_s=now_s)
+        self._num_steps = self._num_short = 0
+
+    def of(self, session: Session, now_s: float) -> PausedSession:
+        """Returns the view of a session that holds blocks."""
+        known = self._views.get(session.key)
+        if known is not None and not is_stale(known[0], known[1], now_s):
+            return known[1]
+        view = self._view(session, session.held, now_s, is_held=True)
+        self._views[session.key] = (now_s, view)
+        return view
+
+    def of_pausing(self, session: Session, blocks: Sequence[int], now_s: float) -> PausedSession:
+        """Returns the view of a session that might hold `blocks`."""
+        return self._view(session, blocks, now_s, is_held=False)
+
+    def forget(self, session: Session) -> None:
+        """Records that a session is not what it was."""
+        self._views.pop(session.key, None)
+
+    def _view(
+        self, session: Session, blocks: Sequence[int], now_s: float, *, is_held: bool
+    ) -> PausedSession:
+        view = self._estimator.view(
+            session,
+            now_s,
+            num_exclusive=self._holdings.ledger.num_exclusive(blocks, held=is_held),
+            num_free=self._holdings.num_free(),
+        )
+        if self._host is None:
+            return view
+        return replace(view, copied_tokens=self._host.num_copied(blocks) * self._block_tokens)
