@@ -8,7 +8,7 @@ from adaseek_vllm.config import FeatureSettingsError
 from adaseek_vllm.flags import METRICS_CONNECTOR, SCHEDULER
 from adaseek_vllm.retention.settings import FLAG, RetentionSettings
 
-__all__ = ["engine_args", "read_settings", "scheduler_mixin"]
+__all__ = ["connector_config", "engine_args", "read_settings", "scheduler_mixin"]
 
 
 def read_settings(value: object) -> dict[str, object]:
@@ -43,13 +43,13 @@ def engine_args(settings: Mapping[str, object], current: Mapping[str, object]) -
             )
     changed: dict[str, object] = {"scheduler_cls": SCHEDULER}
     if settings["host_bytes"] or settings["metrics"]:
-        changed["kv_transfer_config"] = _connector(settings)
+        changed["kv_transfer_config"] = connector_config(settings)
     if settings["order"] == "session":
         changed["scheduling_policy"] = "priority"
     return changed
 
 
-def _connector(settings: Mapping[str, object]) -> dict[str, object]:
+def connector_config(settings: Mapping[str, object]) -> dict[str, object]:
     """Returns vLLM's description of our connector.
 
     Without host memory it is a producer that produces nothing: vLLM delays the reuse of blocks,

@@ -84,9 +84,18 @@ class HostSwap:
         return sum(len(job.blocks) for job in self._jobs.values() if not job.request_id)
 
     @property
+    def num_loading(self) -> int:
+        """Requests that wait for blocks to be copied back."""
+        return sum(bool(job.request_id) for job in self._jobs.values())
+
+    @property
     def num_jobs(self) -> int:
         """Copies whose end was not reported yet."""
         return len(self._jobs)
+
+    def job(self, job_id: int) -> CopyJob:
+        """Returns a copy whose end was not reported yet."""
+        return self._jobs[job_id]
 
     def is_copying(self, session: SessionKey) -> bool:
         """Returns whether a session's context is on its way to host memory, or just arrived."""
@@ -162,9 +171,10 @@ class HostSwap:
                 self.pool.drop(job.keys)
             return job
         self.pool.written(job.keys, is_good=is_good)
-        if job.session is not None and job.session in self._outgoing and not job.is_stale:
+        outgoing = self._outgoing.get(job.session) if job.session is not None else None
+        if job.session is not None and outgoing is not None and job_id in outgoing.jobs:
+            outgoing.jobs.discard(job_id)
             if is_good:
-                self._outgoing[job.session].jobs.discard(job_id)
                 self._end(job.session)
             else:
                 # Its blocks are still there: the session stays as it is.

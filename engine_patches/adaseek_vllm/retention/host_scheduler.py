@@ -53,7 +53,7 @@ class HostScheduler:
         self.swap = HostSwap(
             HostPool(spec.num_chunks),
             max_in_flight=int(extra.get("inflight_fraction", 0.125) * kv_cache_config.num_blocks),
-            key_of=self._key_of,
+            key_of=self.key_of,
         )
         self._pool: Any = None
         # Requests that failed to load once compute what is missing.
@@ -154,14 +154,15 @@ class HostScheduler:
         hashes = request.block_hashes
         return (make_block_hash_with_group_id(hashes[i], 0) for i in range(first_block, last))
 
-    def _key_of(self, block: int) -> bytes | None:
+    def key_of(self, block: int) -> bytes | None:
+        """Returns what a block's data is known by; None if it is not a full, cached block."""
         key: bytes | None = self._pool.blocks[block].block_hash
         return key
 
     def _num_local_blocks(self, request: Any, blocks: list[int], num_loaded: int) -> int:
         """Returns how many of a request's first blocks have KV on the device already."""
         for index, block in enumerate(blocks):
-            if self._key_of(block) is None:
+            if self.key_of(block) is None:
                 return index
         raise AssertionError(f"{request.request_id} loads {num_loaded} blocks, but lacks none")
 

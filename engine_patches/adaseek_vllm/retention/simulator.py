@@ -9,11 +9,14 @@ from __future__ import annotations
 import json
 import tempfile
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from adaseek_vllm.retention.feature import connector_config
+from adaseek_vllm.retention.host_simulated import SimulatedCopies
+from adaseek_vllm.retention.settings import RetentionSettings
 from adaseek_vllm.retention.waste import StepCost
 from adaseek_vllm.scheduler import scheduler_class
 
@@ -52,6 +55,7 @@ class EngineShape:
         session_order: whether waiting requests are ordered by arrival (vLLM's priority policy).
         async_scheduling: whether a step is scheduled before the last one's output is there.
         cost: time of a step.
+        link_bytes_per_s: bandwidth of host memory, in each direction.
     """
 
     num_blocks: int
@@ -63,6 +67,7 @@ class EngineShape:
     session_order: bool = True
     async_scheduling: bool = False
     cost: StepCost = field(default_factory=lambda: StepCost(fixed_s=0.010, per_token_s=5e-5))
+    link_bytes_per_s: float = 25e9
 
 
 @dataclass
@@ -87,6 +92,7 @@ class SimulatedEngine:
         shape: the engine.
         retention: settings of `--kv-retention`; None leaves vLLM as it is.
         config: what `pretended_config` returned for the two, to use it for several engines.
+        copy_fails: returns whether the copy to or from host memory with a number fails.
     """
 
     def __init__(
@@ -95,6 +101,7 @@ class SimulatedEngine:
         *,
         retention: Mapping[str, object] | None,
         config: Any = None,
+        copy_fails: Callable[[int], bool] = lambda _: False,
     ) -> None:
         self.shape = shape
         self.now_s = 0.0
@@ -107,6 +114,12 @@ class SimulatedEngine:
         self._device_free_s = 0.0
         self.scheduler = _make_scheduler(shape, config or pretended_config(shape, retention), self)
         self._hasher = _block_hasher(shape.block_tokens)
+        host = getattr(self.scheduler, "retention_host", None)
+        self.copies: SimulatedCopies | None = None
+        if host is not None:
+            self.copies = SimulatedCopies(
+                host, bytes_per_s=shape.link_bytes_per_s, fails=copy_fails
+            )
 
     def submit(
         self,
@@ -168,6 +181,8 @@ class SimulatedEngine:
         step_s = self._step_s(output, num_tokens)
         self._device_free_s = max(self.now_s, self._device_free_s) + step_s
         self._in_flight.append((output, sampling, self._device_free_s))
+        if self.copies is not None:
+            self.copies.begin(output.kv_connector_metadata, self.now_s)
         depth = 2 if self.shape.async_scheduling and num_tokens else 1
         while len(self._in_flight) >= depth:
             self._finish_oldest()
@@ -214,6 +229,7 @@ class SimulatedEngine:
                 logprobs=None,
                 prompt_logprobs_dict={},
                 pooler_output=[],
+                kv_connector_output=self.copies.report(self.now_s) if self.copies else None,
             ),
         )
         for group in results.values():
@@ -276,12 +292,16 @@ def pretended_config(shape: EngineShape, retention: Mapping[str, object] | None)
     from vllm.config import (
         CacheConfig,
         DeviceConfig,
+        KVTransferConfig,
         ModelConfig,
         ParallelConfig,
         SchedulerConfig,
         VllmConfig,
     )
 
+    settings = RetentionSettings.read(retention or {})
+    # Numbers are read from the scheduler itself: a connector is needed for copies only.
+    connector = connector_config(settings.as_mapping()) if settings.host_bytes else None
     scheduler = SchedulerConfig(
         max_num_seqs=shape.max_num_seqs,
         max_num_batched_tokens=shape.step_tokens,
@@ -313,6 +333,7 @@ def pretended_config(shape: EngineShape, retention: Mapping[str, object] | None)
             device_config=DeviceConfig("cpu"),
             parallel_config=ParallelConfig(),
             additional_config={} if retention is None else {"kv_retention": dict(retention)},
+            kv_transfer_config=KVTransferConfig(**connector) if connector else None,
         )
     # The CPU's platform turns it off; the class of scheduler is what is simulated.
     config.scheduler_config.async_scheduling = shape.async_scheduling

@@ -29,6 +29,8 @@ TENANTS = (None, None, "a", "b")
 SYSTEM_PROMPT = list(range(500, 500 + 2 * BLOCK))
 DELAY_S = 0.3
 CONFIGS = 24
+# vLLM rounds the copy of a block up to a page of memory.
+SLOT_BYTES = 4096
 
 
 @dataclass
@@ -76,6 +78,19 @@ class Trace:
         pool = self.scheduler.kv_cache_manager.block_pool
         assert pool.get_num_free_blocks() == self.engine.shape.num_blocks - 1
         assert all(block.ref_cnt == 0 for block in pool.blocks[1:])
+        self._check_host_is_empty()
+
+    def _check_host_is_empty(self) -> None:
+        """A reset forgets every copy; those under way end as worthless."""
+        if (host := self.scheduler.retention_host) is None:
+            return
+        for _ in range(3000):
+            if not host.swap.num_jobs:
+                break
+            self.engine.step()
+        assert host.swap.num_jobs == host.swap.num_outgoing == 0, "a copy never ends"
+        assert len(host.swap.pool) == 0
+        assert host.swap.pool.num_free == host.swap.pool.num_slots, "a slot leaked"
 
     def _turn(self) -> None:
         session = f"s{self.random.randrange(6)}"
@@ -124,11 +139,15 @@ class Trace:
 
     def _reset(self) -> None:
         self.is_resetting = True
-        succeeded = self.scheduler.reset_prefix_cache(self.random.random() < 0.5)
+        # vLLM refuses beside a connector that loads: blocks of loads, and of steps in flight, stay.
+        keeps_blocks = self.scheduler.defer_block_free and self.engine.num_in_flight
+        is_held = self.scheduler.kv_holding_waiting or keeps_blocks
+        may_preempt = not is_held and self.random.random() < 0.5
+        succeeded = self.scheduler.reset_prefix_cache(may_preempt)
         self.is_resetting = False
         assert self.retention.num_held_blocks == 0
-        is_idle = not self.scheduler.running and not self.engine.num_in_flight
-        assert succeeded or not is_idle
+        is_idle = not (self.scheduler.running or self.engine.num_in_flight or self.is_loading)
+        assert succeeded or not is_idle or is_held
         self.check()
 
     def check(self) -> None:
@@ -141,6 +160,8 @@ class Trace:
         for session in self.retention.holding:
             assert len(set(session.held)) == len(session.held)
             expected.update(session.held)
+        for _, blocks in self.scheduler.deferred_frees:
+            expected.update(block.block_id for block in blocks if not block.is_null)
         pool = manager.block_pool
         actual = {block.block_id: block.ref_cnt for block in pool.blocks if not block.is_null}
         assert actual == {block: expected[block] for block in actual}
@@ -153,12 +174,23 @@ class Trace:
         assert ledger.num_blocks == len(held) <= self.retention.holdings.max_blocks
         for tenant in ("a", "b"):
             assert ledger.num_tenant_blocks(tenant) <= self.retention.holdings.max_tenant_blocks
+        if (host := self.scheduler.retention_host) is not None:
+            swap = host.swap
+            assert swap.num_in_flight <= swap.max_in_flight
+            assert len(swap.pool) + swap.pool.num_free == swap.pool.num_slots
+
+    @property
+    def is_loading(self) -> bool:
+        """Whether copies are on their way back, for requests that wait or were aborted."""
+        host = self.scheduler.retention_host
+        return host is not None and host.swap.num_loading > 0
 
     @property
     def is_only_waiting(self) -> bool:
         """Whether somebody waits and nobody runs, so that only the pool can be in the way."""
         is_waiting = self.scheduler.waiting or self.scheduler.kv_holding_waiting
-        return bool(is_waiting) and not self.scheduler.running and not self.engine.num_in_flight
+        is_running = self.scheduler.running or self.engine.num_in_flight or self.is_loading
+        return bool(is_waiting) and not is_running
 
     @property
     def num_only_held(self) -> int:
@@ -182,7 +214,14 @@ def make_trace(seed: int, configs: dict[int, tuple[EngineShape, dict[str, object
     if index not in configs:
         configs[index] = make_config(random.Random(index))
     shape, settings, config = configs[index]
-    trace = Trace(SimulatedEngine(shape, retention=settings, config=config), rng)
+    fail_rate = rng.choice((0.0, 0.0, 0.3, 1.0))
+    engine = SimulatedEngine(
+        shape,
+        retention=settings,
+        config=config,
+        copy_fails=lambda number: random.Random(number).random() < fail_rate,
+    )
+    trace = Trace(engine, rng)
     watch_preemptions(trace)
     watch_waits(trace)
     return trace
@@ -197,9 +236,14 @@ def make_config(rng: random.Random) -> tuple[EngineShape, dict[str, object], Any
         max_model_len=2048,
         session_order=rng.random() < 0.7,
         async_scheduling=rng.random() < 0.5,
+        # A block in 0.1 ms, or in a tenth of a second, ten times as long as a step.
+        link_bytes_per_s=rng.choice((1e7, 1e4)),
     )
+    num_slots = rng.choice((0, 3, 20, 100))
     settings: dict[str, object] = {
-        "policy": rng.choice(POLICIES),
+        "policy": rng.choice([p for p in POLICIES if num_slots or p != "host"]),
+        "host_bytes": num_slots * SLOT_BYTES,
+        "inflight_fraction": rng.choice((0.05, 0.5)),
         "max_pinned_fraction": rng.choice((0.3, 0.5, 1.0)),
         "tenant_fraction": rng.choice((0.2, 0.6)),
         "min_pin_tokens": rng.choice((0, BLOCK)),
@@ -237,6 +281,9 @@ def watch_waits(trace: Trace) -> None:
             trace.short_since.pop(name, None)
             return slots
         since_s = trace.short_since.setdefault(name, trace.engine.now_s)
+        if trace.is_loading:
+            # vLLM keeps blocks back for those that load.
+            return slots
         if trace.engine.now_s - since_s >= DELAY_S or not trace.scheduler.running:
             # All that is held, by nobody else, would not have been enough.
             free = manager.block_pool.get_num_free_blocks() + trace.num_only_held
