@@ -123,6 +123,8 @@ class HostSwap:
         for job_id in list(outgoing.jobs):
             if (job := self._jobs[job_id]).end > num_kept:
                 job.is_stale = True
+                # What is kept of its blocks is copied again.
+                outgoing.next = min(outgoing.next, job.end - len(job.blocks))
                 self.pool.drop(job.keys)
                 outgoing.jobs.discard(job_id)
         del outgoing.blocks[num_kept:], outgoing.keys[num_kept:]
