@@ -194,10 +194,12 @@ class Bench:
                 self.outputs.setdefault(key, found)
 
 
-def make_cases(*, mixes: Sequence[str], loads: Sequence[float], seeds: Sequence[int]) -> list[Case]:
-    """Returns the cases, one seed after the other; the last has more memory than anyone needs."""
+def make_cases(
+    *, mixes: Sequence[str], loads: Sequence[float], seeds: Sequence[int], num_idle: int
+) -> list[Case]:
+    """Returns the cases, one seed after the other; the last have more memory than anyone needs."""
     cases = [Case(mix, load, seed) for seed in seeds for mix in mixes for load in loads]
-    return [*cases, *(Case(mixes[0], 0.5, seed, pool_contexts=64) for seed in seeds[:2])]
+    return [*cases, *(Case(mixes[0], 0.5, seed, pool_contexts=64) for seed in seeds[:num_idle])]
 
 
 def run_all(bench: Bench, cases: Sequence[Case], arms: Sequence[Arm], out: Path) -> None:
@@ -236,13 +238,14 @@ def main() -> None:
     mixes = options.mixes or (["trace"] if is_quick else list(MIXES))
     loads = options.loads or ([0.9, 0.0] if is_quick else [0.5, 0.75, 0.9, 1.1, 0.0])
     seeds = options.seeds or list(range(2 if is_quick else 4))
-    window_s = options.window or (20.0 if is_quick else 60.0)
+    window_s = options.window or (16.0 if is_quick else 60.0)
     with tempfile.TemporaryDirectory() as folder:
         save_model(Path(folder))
         bench = Bench(folder, window_s=window_s, tokens=options.tokens)
         bench.calibrate(mixes)
         print(f"step {bench.cost}, pauses x {bench.time_scale:.3f}, capacity {bench.capacity}")
-        cases = make_cases(mixes=mixes, loads=loads, seeds=seeds)
+        num_idle = 1 if is_quick else 2
+        cases = make_cases(mixes=mixes, loads=loads, seeds=seeds, num_idle=num_idle)
         run_all(bench, cases, arms, options.out)
     print(f"{bench.num_compared} turns compared with another arm's, {bench.num_different} differ")
     print(write_results(options.out))

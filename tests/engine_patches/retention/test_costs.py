@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from adaseek_vllm.retention.costs import ChurnRate, MemoryPrice, StepCostModel
+from adaseek_vllm.retention.costs import AdmissionWait, ChurnRate, MemoryPrice, StepCostModel
 from adaseek_vllm.retention.waste import StepCost
 
 PRIOR = StepCost(fixed_s=0.010, per_token_s=1e-4)
@@ -88,3 +88,16 @@ def test_horizon_is_the_queue_over_the_rate() -> None:
     assert churn.horizon_s(100) == pytest.approx(10.0)
     churn.observe(10, now_s=59.0)  # no time has passed
     assert churn.horizon_s(100) == pytest.approx(10.0)
+
+
+def test_only_what_holding_spares_counts_as_admission_wait() -> None:
+    wait = AdmissionWait(weight=0.5)
+    assert wait.extra_s == 0
+    wait.observe(0.4, was_held=False)
+    assert wait.extra_s == pytest.approx(0.4)
+    wait.observe(0.1, was_held=True)
+    assert wait.extra_s == pytest.approx(0.3)
+    wait.observe(0.8, was_held=False)
+    assert wait.extra_s == pytest.approx(0.6 - 0.1)
+    wait.observe(9.0, was_held=True)
+    assert wait.extra_s == 0
