@@ -119,8 +119,31 @@ def test_flags_that_contradict_are_refused_with_the_cure(patched: None) -> None:
     with pytest.raises(config.FeatureSettingsError, match="`scheduler_cls` is 'mine'"):
         parse("--kv-retention", "--scheduler-cls", "mine")
     connector = '{"kv_connector": "OffloadingConnector", "kv_role": "kv_both"}'
-    with pytest.raises(config.FeatureSettingsError, match="another KV connector"):
-        parse("--kv-retention", "--kv-transfer-config", connector)
+    for other in (["--kv-transfer-config", connector], ["--kv-offloading-size", "4"]):
+        with pytest.raises(config.FeatureSettingsError, match="another KV connector"):
+            parse("--kv-retention", *other)
+
+
+def test_connector_is_set_and_what_it_may_do_follows_the_settings(patched: None) -> None:
+    read = parse("--kv-retention").kv_transfer_config
+    assert read == flags.METRICS_CONNECTOR
+    assert parse("--kv-retention", '{"metrics": false}').kv_transfer_config is None
+    text = '{"host_bytes": "2 MiB", "metrics": false, "emulate_gbps": 12}'
+    host = parse("--kv-retention", text).kv_transfer_config
+    assert host["kv_role"] == "kv_both"
+    assert host["kv_load_failure_policy"] == "recompute"
+    assert host["kv_connector_extra_config"] == {
+        "cpu_bytes_to_use": 2 * 2**20,
+        "inflight_fraction": 0.125,
+        "emulate_gbps": 12,
+    }
+
+
+def test_trees_go_with_a_connector_that_only_reports() -> None:
+    both = flags.with_features(model="m", kv_retention=True, token_tree=True)
+    assert both["kv_transfer_config"] == flags.METRICS_CONNECTOR
+    with pytest.raises(config.FeatureSettingsError, match="--token-tree does not go with"):
+        flags.with_features(model="m", kv_retention={"host_bytes": "1GiB"}, token_tree=True)
 
 
 def test_engine_arguments_in_python_need_no_patch() -> None:
@@ -149,6 +172,14 @@ def test_engine_arguments_in_python_need_no_patch() -> None:
         ({"min_pin_tokens": -1}, "whole number"),
         ({"require_salt": 1}, "true or false"),
         ({"markers": "<tool_call>"}, "a list of token ids"),
+        ({"host_bytes": "much"}, 'like "8GiB"'),
+        ({"host_bytes": "-8GiB"}, 'like "8GiB"'),
+        ({"host_bytes": -1}, "whole number"),
+        ({"host_bytes": 1.5}, "whole number"),
+        ({"policy": "host"}, "needs host memory: set `host_bytes`"),
+        ({"emulate_gbps": 0}, "a number from"),
+        ({"inflight_fraction": 2}, "a number from 0 to 1"),
+        ({"metrics": "yes"}, "true or false"),
         ({"markers": ["<tool_call>"]}, "whole number"),
     ],
 )

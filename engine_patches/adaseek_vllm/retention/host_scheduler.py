@@ -26,7 +26,7 @@ from adaseek_vllm.retention.host_worker import HostSpec
 from adaseek_vllm.retention.metrics import Meter
 from adaseek_vllm.retention.settings import FLAG
 
-__all__ = ["HostScheduler"]
+__all__ = ["HostScheduler", "check_host"]
 
 # Of what can be copied in the time of a step; the rest is left for loads.
 _STEP_SHARE = 0.8
@@ -44,7 +44,7 @@ class HostScheduler:
     # The arguments are vLLM's, which are not followed by every type checker.
     def __init__(self, spec: HostSpec, vllm_config: Any, kv_cache_config: Any) -> None:
         extra = vllm_config.kv_transfer_config.kv_connector_extra_config
-        _check(spec, kv_cache_config, int(extra["cpu_bytes_to_use"]))
+        check_host(spec, kv_cache_config, int(extra["cpu_bytes_to_use"]))
         self.block_tokens = int(spec.tokens_per_block[0])
         self.block_bytes = int(spec.config.worker_kv_bytes_per_block)
         self.meter: Meter = Meter()
@@ -167,7 +167,8 @@ class HostScheduler:
         raise AssertionError(f"{request.request_id} loads {num_loaded} blocks, but lacks none")
 
 
-def _check(spec: HostSpec, kv_cache_config: Any, num_bytes: int) -> None:
+def check_host(spec: HostSpec, kv_cache_config: Any, num_bytes: int) -> None:
+    """Raises `FeatureSettingsError` if a model's blocks cannot be copied, or not that many."""
     groups = kv_cache_config.kv_cache_groups
     if len(groups) != 1 or not isinstance(groups[0].kv_cache_spec, FullAttentionSpec):
         raise FeatureSettingsError(

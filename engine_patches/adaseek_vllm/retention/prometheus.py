@@ -48,7 +48,8 @@ class RetentionStats(KVConnectorStats):  # type: ignore[misc]
         return self.data.get(kind.value, {}).get(name, {})
 
     def _total(self, kind: Kind, name: str) -> float:
-        return sum(value for value in self._series(kind, name).values() if type(value) is not list)
+        values = self._series(kind, name).values()
+        return sum(value for value in values if not isinstance(value, list))
 
     def _by_label(self, kind: Kind, name: str) -> dict[str, float]:
         """Returns the totals by the first label."""

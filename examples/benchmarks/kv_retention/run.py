@@ -229,7 +229,7 @@ def main() -> None:
     parser.add_argument("--loads", type=float, nargs="+", help="shares of capacity; 0: closed loop")
     parser.add_argument("--seeds", type=int, nargs="+")
     parser.add_argument("--window", type=float, help="seconds in which sessions arrive")
-    parser.add_argument("--tokens", type=float, default=2.0, help="real tokens of one token")
+    parser.add_argument("--tokens", type=float, default=4.0, help="real tokens of one token")
     parser.add_argument("--out", type=Path, default=Path("kv_retention_cpu.jsonl"))
     options = parser.parse_args()
     logging.disable(logging.WARNING)

@@ -160,7 +160,8 @@ class Bench:
         The rate, to a twentieth, beyond which turns still wait for their first step when the
         window ends. Far beyond it the cache thrashes and stock does even less.
         """
-        if (preset, mix) not in self._capacity:
+        key = f"{preset} {mix} {self.scale} {self.window_s:g}"
+        if key not in self._capacity:
             case, (arm,) = Case(preset, mix, 0.0, seed=999), choose_arms(["stock, prefix cache"])
             shape = self._shape(preset, mix, arm)
 
@@ -171,8 +172,10 @@ class Bench:
                 return run.num_waiting <= 2 + len(run.sessions) / 100
 
             most = self._most(preset, mix)
-            self._capacity[preset, mix] = sustained_rate(is_sustained, most / 16, most)
-        return self._capacity[preset, mix]
+            self._capacity[key] = sustained_rate(is_sustained, most / 16, most)
+            if self._known is not None:
+                self._known.write_text(json.dumps(self._capacity))
+        return self._capacity[key]
 
     def _most(self, preset: str, mix: str) -> float:
         """Returns the sessions a second of a machine that computes nothing twice."""
@@ -279,12 +282,13 @@ def main() -> None:
     names = options.arms or (list(QUICK) if options.quick else None)
     cases = [
         Case(preset, mix, load, seed)
+        for seed in seeds
         for preset in options.presets
         for mix in options.mixes
-        for seed in seeds
         for load in loads
     ]
-    bench = Bench(scale=options.scale, window_s=options.window)
+    known = options.out.with_suffix(".capacity.json")
+    bench = Bench(scale=options.scale, window_s=options.window, known=known)
     run_all(bench, cases, choose_arms(names), options.out)
 
 

@@ -6,12 +6,19 @@ import inspect
 from typing import Any
 
 import pytest
+from vllm.distributed.kv_transfer.kv_connector.v1.base import KVConnectorBase_V1
+from vllm.distributed.kv_transfer.kv_connector.v1.offloading.config import build_offloading_config
+from vllm.distributed.kv_transfer.kv_connector.v1.offloading.worker import (
+    OffloadingConnectorWorker,
+)
 from vllm.engine.arg_utils import EngineArgs
 from vllm.v1.core.block_pool import BlockPool
 from vllm.v1.core.kv_cache_manager import KVCacheManager
-from vllm.v1.core.kv_cache_utils import FreeKVCacheBlockQueue
+from vllm.v1.core.kv_cache_utils import FreeKVCacheBlockQueue, make_block_hash_with_group_id
 from vllm.v1.core.sched.async_scheduler import AsyncScheduler
 from vllm.v1.core.sched.scheduler import Scheduler
+from vllm.v1.kv_offload.base import OffloadingWorker
+from vllm.v1.kv_offload.cpu.spec import CPUOffloadingSpec
 from vllm.v1.request import Request, RequestStatus
 
 
@@ -34,6 +41,18 @@ def parameters(function: Any) -> list[str]:
         (BlockPool.get_num_free_blocks, ["self"]),
         (FreeKVCacheBlockQueue.remove, ["self", "block"]),
         (FreeKVCacheBlockQueue.prepend_n, ["self", "blocks"]),
+        (KVConnectorBase_V1.get_num_new_matched_tokens, ["self", "request", "num_computed_tokens"]),
+        (KVConnectorBase_V1.update_connector_output, ["self", "connector_output"]),
+        (KVConnectorBase_V1.build_connector_meta, ["self", "scheduler_output"]),
+        (KVConnectorBase_V1.get_transfer_results, ["self", "finished_req_ids"]),
+        (OffloadingConnectorWorker.__init__, ["self", "spec", "vllm_config", "kv_cache_config"]),
+        (OffloadingConnectorWorker.start_kv_transfers, ["self", "metadata"]),
+        (OffloadingConnectorWorker.prepare_store_kv, ["self", "metadata"]),
+        (OffloadingWorker.submit_store, ["self", "job_id", "src_spec", "dst_spec"]),
+        (OffloadingWorker.submit_load, ["self", "job_id", "src_spec", "dst_spec"]),
+        (CPUOffloadingSpec.get_worker, ["self", "kv_caches"]),
+        (build_offloading_config, ["vllm_config", "kv_cache_config"]),
+        (make_block_hash_with_group_id, ["block_hash", "group_id"]),
         (EngineArgs.from_cli_args, ["args"]),
         (EngineArgs.add_cli_args, ["parser"]),
     ],

@@ -46,5 +46,25 @@ def test_held_contexts_are_hit_where_stock_has_lost_them(arms: dict[str, Any]) -
     assert cached["pin"] >= cached["auto"] >= cached["stock"]
 
 
+def test_contexts_come_back_from_host_memory_bit_for_bit(arms: dict[str, Any]) -> None:
+    num_resumed = 6 * (int(NUM_TURNS) - 1)
+    assert arms["host"]["num_loaded"] == num_resumed
+    assert arms["host"]["num_cached_tokens"] == arms["pin"]["num_cached_tokens"]
+    # Each copy back was compared with what the block held when it was copied out.
+    assert arms["host"]["num_checked"] >= 3 * num_resumed
+    assert arms["slow_host"]["num_loaded"] > 0
+    assert 0 < arms["small_host"]["num_host_tokens"] <= 20 * 32
+
+
+def test_copies_that_fail_cost_time_and_no_answer(arms: dict[str, Any]) -> None:
+    loaded, faulty = arms["host"]["num_loaded"], arms["faulty_host"]["num_loaded"]
+    assert 0 < faulty < loaded
+
+
+def test_reset_leaves_no_copy(arms: dict[str, Any]) -> None:
+    assert arms["host"]["num_host_tokens"] > 0
+    assert all(arm["num_left"] == 0 for arm in arms.values())
+
+
 def test_nothing_is_held_after_the_last_turn(arms: dict[str, Any]) -> None:
     assert all(arm["can_reset"] for arm in arms.values())

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
+from adaseek_vllm.retention.host_costs import HostCost
 from adaseek_vllm.retention.policies import make_policy
 from adaseek_vllm.retention.policy import Action, EngineLoad, LeastWaste, PausedSession
 from adaseek_vllm.retention.settings import POLICIES, RetentionSettings
@@ -36,6 +37,7 @@ loads = st.builds(
     step_tokens=st.integers(1, 8192),
     memory_price=st.floats(0, 1),
     cost=st.just(COST),
+    host=st.none() | st.builds(HostCost, out_s=st.floats(0, 1), in_s=st.floats(0, 1)),
 )
 
 
@@ -80,6 +82,22 @@ def test_what_is_not_held_goes_first_only_if_it_would_be_lost_anyway() -> None:
     assert choose(replace(slow, eviction_probability=0.1), BUSY) is Action.SOFT
 
 
+def test_copy_to_host_memory_is_chosen_where_it_wastes_least() -> None:
+    slow = replace(SESSION, remaining_s=20.0)
+    # Out and back at 18 microseconds a token: 1500 tokens for 27 ms, twice.
+    fast = replace(BUSY, host=HostCost(out_s=18e-6, in_s=18e-6))
+    assert choose(slow, fast) is Action.HOST
+    # Held for 20 ms it wastes less than copied, and with memory to spare nothing.
+    assert choose(replace(SESSION, remaining_s=0.02), fast) is Action.PIN
+    assert choose(slow, replace(fast, memory_price=0.0)) is Action.PIN
+    # A link that takes longer than computing the context again is no use.
+    assert choose(slow, replace(BUSY, host=HostCost(out_s=1e-2, in_s=1e-2))) is Action.DROP
+    # Nor is one with a long queue, unless the copy is there already.
+    queued = replace(BUSY, host=HostCost(18e-6, 18e-6, queued_tokens=100_000))
+    assert choose(slow, queued) is Action.DROP
+    assert choose(replace(slow, copied_tokens=1500), queued) is Action.HOST
+
+
 def test_final_turn_is_dropped() -> None:
     assert choose(replace(SESSION, return_probability=0.0), IDLE) is Action.DROP
 
@@ -112,7 +130,7 @@ def test_without_risk_nothing_is_held(session: PausedSession, load: EngineLoad) 
 def test_every_policy_decides_everything(
     session: PausedSession, load: EngineLoad, name: str
 ) -> None:
-    policy = make_policy(RetentionSettings(policy=name, host_bytes=1 << 20))
+    policy = make_policy(RetentionSettings(policy=name, host_bytes=1))
     assert policy.choose(session, load).action in Action
     assert policy.keep_value(session, load) == policy.keep_value(session, load)  # no NaN
 
@@ -123,6 +141,7 @@ def test_every_policy_decides_everything(
         ("soft", SESSION, Action.SOFT),
         ("pin", replace(SESSION, remaining_s=900.0), Action.PIN),
         ("drop", SESSION, Action.DROP),
+        ("host", SESSION, Action.HOST),
         ("heuristic", replace(SESSION, remaining_s=0.9), Action.PIN),
         ("heuristic", replace(SESSION, remaining_s=1.1), Action.SOFT),
         ("ttl", replace(SESSION, elapsed_s=9.9), Action.PIN),
@@ -132,7 +151,8 @@ def test_every_policy_decides_everything(
     ],
 )
 def test_rules_to_compare_with(name: str, session: PausedSession, expected: Action) -> None:
-    assert make_policy(RetentionSettings(policy=name)).choose(session, BUSY).action is expected
+    settings = RetentionSettings(policy=name, host_bytes=1)
+    assert make_policy(settings).choose(session, BUSY).action is expected
 
 
 def test_waiting_for_room_counts_for_each_token_that_needs_it() -> None:
