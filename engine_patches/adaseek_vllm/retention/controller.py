@@ -24,8 +24,9 @@ from adaseek_vllm.retention.waste import StepCost
 
 __all__ = ["RetentionController"]
 
-# A look at a session costs tens of microseconds: a few now and then, not every step.
-_TICK_S, _SESSIONS_PER_TICK = 0.02, 2
+# A look at a session costs tens of microseconds: one now and then, not every step. Whoever lacks
+# memory looks at all of them at once.
+_TICK_S, _SESSIONS_PER_TICK = 0.02, 1
 
 
 class RetentionController:

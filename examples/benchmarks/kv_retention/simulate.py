@@ -140,13 +140,17 @@ class Bench:
             longer, and blocks and pools are as much smaller: the same dynamics in fewer
             steps.
         window_s: time in which sessions arrive.
+        known: file of the capacities that were found before; None to find them anew.
     """
 
-    def __init__(self, *, scale: int, window_s: float) -> None:
+    def __init__(self, *, scale: int, window_s: float, known: Path | None = None) -> None:
         self.scale = scale
         self.window_s = window_s
         self._configs: dict[str, Any] = {}
-        self._capacity: dict[tuple[str, str], float] = {}
+        self._known = known
+        self._capacity: dict[str, float] = {}
+        if known is not None and known.exists():
+            self._capacity = json.loads(known.read_text())
 
     def run(self, case: Case, arm: Arm) -> dict[str, float]:
         """Returns the measures of one arm in one case."""
