@@ -26,7 +26,7 @@ __all__ = ["RetentionController"]
 
 # A look at a session costs tens of microseconds: one now and then, not every step. Whoever lacks
 # memory looks at all of them at once.
-_TICK_S, _SESSIONS_PER_TICK = 0.02, 1
+_TICK_S = 0.02
 
 
 class RetentionController:
@@ -271,10 +271,8 @@ class RetentionController:
         self.outlook.learn(now_s)
         self.estimator.tick(now_s, num_new_blocks=num_new_blocks)
         self.accounts.held(self.num_held_blocks, now_s)
-        reuse_first: list[int] = []
-        for session in self.holding[:_SESSIONS_PER_TICK]:
-            reuse_first += self._look_again(session, now_s)
-        return reuse_first
+        holding = self.holding
+        return list(self._look_again(holding[0], now_s)) if holding else []
 
     # Within.
 

@@ -1,7 +1,7 @@
 """Random traces through vLLM's real schedulers: nobody starves, nothing leaks.
 
-ADASEEK_NUM_TRACES sets how many (default 600; a nightly run takes 100000), ADASEEK_FIRST_TRACE the
-first seed. A failure names its seed.
+ADASEEK_NUM_TRACES sets how many, ADASEEK_FIRST_TRACE the first seed; a failure names its seed. For
+very many, see many_traces.py.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from adaseek_vllm.retention.simulator import (
 )
 from vllm.v1.request import RequestStatus
 
-NUM_TRACES = int(os.environ.get("ADASEEK_NUM_TRACES", "600"))
+NUM_TRACES = int(os.environ.get("ADASEEK_NUM_TRACES", "2000"))
 FIRST_TRACE = int(os.environ.get("ADASEEK_FIRST_TRACE", "0"))
 BLOCK = 4
 TENANTS = (None, None, "a", "b")
