@@ -174,6 +174,9 @@ class RetentionController:
             session.paused_s = None
             self.sessions.remove(session.key)
             self.on_host.discard(session.key)
+            if self._host is not None:
+                # The first prompt may be shared with sessions to come.
+                self._host.forget(turn.blocks[session.num_first_blocks :])
         return Outcome(decision, len(session.held), reuse_first, expires_s=session.expires_s)
 
     def cancelled(self, request_id: str) -> None:

@@ -45,6 +45,10 @@ class HostCopies(Protocol):
         """Returns how many of the first `blocks` have a copy that can be read."""
         ...
 
+    def forget(self, blocks: Sequence[int]) -> None:
+        """Forgets the copies of blocks that nobody is expected to want."""
+        ...
+
     def clear(self) -> None:
         """Forgets every copy."""
         ...

@@ -7,6 +7,7 @@ ever waits for a copy.
 
 from __future__ import annotations
 
+import bisect
 import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -102,9 +103,15 @@ class HostSwap:
         return session in self._outgoing or session in self._copied
 
     def num_copied(self, blocks: Sequence[int]) -> int:
-        """Returns how many of the first `blocks` have a copy that can be read."""
-        keys = (self._key_of(block) for block in blocks)
-        return self.pool.num_ready(key if key is not None else b"" for key in keys)
+        """Returns how many of the first `blocks` have a copy that can be read.
+
+        In a time that hardly grows with their number: heads are copied first and forgotten last.
+        """
+        return bisect.bisect_left(blocks, True, key=lambda block: not self._has_copy(block))
+
+    def forget(self, blocks: Sequence[int]) -> None:
+        """Gives the slots of copies that nobody is expected to want to others."""
+        self.pool.drop(key for block in blocks if (key := self._key_of(block)) is not None)
 
     def copy_out(self, session: SessionKey, blocks: Sequence[int]) -> None:
         """Begins to copy a context, from its start, as far as there are slots at all."""
@@ -194,6 +201,10 @@ class HostSwap:
             self.cancel(session, 0)
         self._copied.clear()
         self.pool.clear()
+
+    def _has_copy(self, block: int) -> bool:
+        key = self._key_of(block)
+        return key is not None and self.pool.is_ready(key)
 
     def _start(self, session: SessionKey, outgoing: _Outgoing, most: int) -> CopyJob | None:
         """Begins the next copy of a context, if there are slots for it."""

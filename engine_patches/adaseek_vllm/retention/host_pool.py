@@ -76,8 +76,9 @@ class HostPool:
             keys: of blocks that have no copy; each is different.
         """
         slots: list[int] = []
+        wanted = frozenset(keys)
         for key in keys:
-            if key in self._copies or not (self._free or self._evict(keep=keys)):
+            if key in self._copies or not (self._free or self._evict(keep=wanted)):
                 break
             slot = self._free.pop()
             self._copies[key] = _Copy(slot)
@@ -133,7 +134,7 @@ class HostPool:
         """Forgets every copy."""
         self.drop(list(self._copies))
 
-    def _evict(self, *, keep: Sequence[bytes]) -> bool:
+    def _evict(self, *, keep: frozenset[bytes]) -> bool:
         """Forgets the least recently used copy that nobody uses; returns whether there was one."""
         for key, copy in self._copies.items():
             if not copy.is_busy and key not in keep:

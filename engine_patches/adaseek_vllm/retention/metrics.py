@@ -63,10 +63,8 @@ METRICS: Mapping[str, Metric] = {
     "swap_bytes": _counter("KV copied to host memory (out) and back (in).", "direction"),
     "swap_seconds": _counter("Time that copies took.", "direction"),
     "swap_failures": _counter("Copies that failed; the tokens are computed again.", "direction"),
-    "prefetch": _counter("Contexts copied back before their next turn.", "outcome"),
     "overhead_seconds": _counter("Time that the scheduler spent on retention."),
     "tool_seconds": _histogram("Time between a session's turns.", _SECONDS, "tool"),
-    "duration_abs_error_seconds": _histogram("Error of the expected pause.", _SECONDS),
     "prefix_survival_ratio": _histogram(
         "Share of a held context that the next turn repeats.", (0.1, 0.25, 0.5, 0.75, 0.9, 0.99, 1)
     ),

@@ -123,6 +123,15 @@ def test_failed_load_is_computed_instead_and_asked_for_once(make: Make) -> None:
     assert engine.scheduler.retention.counts.num_resumed_loaded == 0
 
 
+def test_last_turn_gives_its_slots_to_others(make: Make) -> None:
+    engine = make(HOST)
+    first = turn(engine, "s", tokens(300))
+    crowd(engine)
+    turn(engine, "s", follow(first), hints={"kvret_final": 1})
+    # What the first prompt left may be shared.
+    assert engine.scheduler.retention_host.num_tokens == 300 // BLOCK * BLOCK
+
+
 def test_tenants_do_not_read_each_others_copies(make: Make) -> None:
     engine = make(HOST)
     first = turn(engine, "s", tokens(300), tenant="a")

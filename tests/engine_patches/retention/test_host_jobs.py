@@ -168,6 +168,15 @@ def test_clear_forgets_what_is_there_and_what_is_under_way(is_good: bool) -> Non
     assert (len(swap.pool), swap.pool.num_free, swap.num_jobs) == (0, 20, 0)
 
 
+def test_copies_nobody_will_want_make_room() -> None:
+    swap = make()
+    swap.copy_out(ME, range(4))
+    run(swap)
+    swap.forget(range(2, 4))
+    assert swap.num_copied(range(4)) == 2
+    assert swap.pool.num_free == 18
+
+
 def test_block_without_a_hash_ends_what_is_copied() -> None:
     swap = HostSwap(
         HostPool(9), max_in_flight=9, key_of=lambda block: None if block == 2 else b"%d" % block
