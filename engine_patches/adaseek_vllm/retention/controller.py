@@ -77,7 +77,6 @@ class RetentionController:
         self._now = now
         self._by_request: dict[str, Session] = {}
         self._was_short = False
-        self._num_new_tokens = 0
         self._last_tick_s = -math.inf
 
     # What happens to requests.
@@ -262,17 +261,13 @@ class RetentionController:
         Returns:
             Blocks whose data nobody is expected to want again.
         """
-        self._num_new_tokens += num_new_tokens
-        self.outlook.next_step(was_short=self._was_short)
+        self.outlook.next_step(num_new_tokens, was_short=self._was_short)
         self._was_short = False
         now_s = self._now()
         if now_s - self._last_tick_s < _TICK_S:
             return []
         self._last_tick_s = now_s
-        num_new_blocks = math.ceil(self._num_new_tokens / self._block_tokens)
-        self._num_new_tokens = 0
         self.outlook.learn(now_s)
-        self.estimator.tick(now_s, num_new_blocks=num_new_blocks)
         self.accounts.held(self.num_held_blocks, now_s)
         holding = self.holding
         return list(self._look_again(holding[0], now_s)) if holding else []

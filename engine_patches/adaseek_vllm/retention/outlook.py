@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
@@ -41,7 +42,7 @@ class Outlook:
         self.step_cost = StepCostModel(_PRIOR_COST)
         self.price = MemoryPrice()
         self.admission_wait = AdmissionWait()
-        self._num_steps = self._num_short = 0
+        self._num_steps = self._num_short = self._num_new_tokens = 0
         self._estimator = estimator
         self._holdings = holdings
         self._host = host
@@ -59,16 +60,19 @@ class Outlook:
             self._load = replace(load, admission_wait_s=self.admission_wait.extra_s)
         return self._load
 
-    def next_step(self, *, was_short: bool) -> None:
-        """Begins a step: the load is read anew when somebody asks."""
+    def next_step(self, num_new_tokens: int, *, was_short: bool) -> None:
+        """Begins a step that computes so many tokens: the load is read anew when somebody asks."""
         self._load = None
         self._num_steps += 1
         self._num_short += was_short
+        self._num_new_tokens += num_new_tokens
 
     def learn(self, now_s: float) -> None:
-        """Moves the price of memory by the steps since the last call."""
+        """Learns from the steps since the last call who lacked memory and who took it."""
         self.price.observe(self._num_short / max(1, self._num_steps), now_s=now_s)
-        self._num_steps = self._num_short = 0
+        num_new_blocks = math.ceil(self._num_new_tokens / self._block_tokens)
+        self._estimator.tick(now_s, num_new_blocks=num_new_blocks)
+        self._num_steps = self._num_short = self._num_new_tokens = 0
 
     def of(self, session: Session, now_s: float) -> PausedSession:
         """Returns the view of a session that holds blocks."""
