@@ -24,8 +24,9 @@ from adaseek_vllm.retention.waste import StepCost
 
 __all__ = ["RetentionController"]
 
-# Each costs tens of microseconds, so that a step may look at few.
-_SESSIONS_PER_TICK = 2
+# A look at a session costs tens of microseconds: one now and then, not every step. Whoever lacks
+# memory looks at all of them at once.
+_TICK_S = 0.02
 
 
 class RetentionController:
@@ -76,6 +77,7 @@ class RetentionController:
         self._now = now
         self._by_request: dict[str, Session] = {}
         self._was_short = False
+        self._last_tick_s = -math.inf
 
     # What happens to requests.
 
@@ -128,6 +130,8 @@ class RetentionController:
         session = self._by_request.get(request_id)
         if session is not None and session.next_request == request_id:
             session.next_request = None
+            wait_s = self._now() - session.queued_s
+            self.outlook.admission_wait.observe(wait_s, was_held=bool(session.held))
             self.accounts.admitted(
                 session,
                 num_cached=num_cached_tokens,
@@ -276,15 +280,16 @@ class RetentionController:
         Returns:
             Blocks whose data nobody is expected to want again.
         """
-        now_s = self._now()
-        self.outlook.next_step(now_s, was_short=self._was_short)
+        self.outlook.next_step(num_new_tokens, was_short=self._was_short)
         self._was_short = False
-        self.estimator.tick(now_s, num_new_blocks=math.ceil(num_new_tokens / self._block_tokens))
+        now_s = self._now()
+        if now_s - self._last_tick_s < _TICK_S:
+            return []
+        self._last_tick_s = now_s
+        self.outlook.learn(now_s)
         self.accounts.held(self.num_held_blocks, now_s)
-        reuse_first: list[int] = []
-        for session in self.holding[:_SESSIONS_PER_TICK]:
-            reuse_first += self._look_again(session, now_s)
-        return reuse_first
+        holding = self.holding
+        return list(self._look_again(holding[0], now_s)) if holding else []
 
     # Within.
 
@@ -300,10 +305,12 @@ class RetentionController:
         self.on_host.discard(session.key)
         self.outlook.forget(session)
         session.paused_s = None
-        session.next_request = request_id
-        if not session.held:
-            return
+        session.next_request, session.queued_s = request_id, now_s
         hit = set(hits())
+        if not session.held:
+            if session.num_context_blocks:
+                self.estimator.found(session, len(hit) / session.num_context_blocks)
+            return
         num_hit = next((i for i, b in enumerate(session.held) if b not in hit), len(session.held))
         self.estimator.repeated(session, num_hit / len(session.held))
         self.accounts.repeated(num_hit, len(session.held))
@@ -322,6 +329,7 @@ class RetentionController:
         session.hint_s = turn.hints.expect_s
         session.paused_s = self._now()
         session.context_tokens = turn.context_tokens
+        session.num_context_blocks = len(turn.blocks)
         ttl_s = self.settings.max_ttl_s if turn.hints.ttl_s is None else turn.hints.ttl_s
         session.expires_s = session.paused_s + min(ttl_s, self.settings.max_ttl_s)
         self._put(session)

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from adaseek_vllm.retention.waste import StepCost
 
-__all__ = ["ChurnRate", "MemoryPrice", "RecursiveLeastSquares", "StepCostModel"]
+__all__ = ["AdmissionWait", "ChurnRate", "MemoryPrice", "RecursiveLeastSquares", "StepCostModel"]
 
 
 class RecursiveLeastSquares:
@@ -64,6 +64,7 @@ class StepCostModel:
             initial / self._SCALE, confidence=1e-2, forgetting=forgetting
         )
         self.num_samples = 0
+        self._cost: StepCost | None = None
 
     def observe(self, num_tokens: int, context_pairs: float, seconds: float) -> None:
         """Learns from one step.
@@ -83,6 +84,7 @@ class StepCostModel:
             return
         self._fit.observe(features, seconds)
         self.num_samples += 1
+        self._cost = None
 
     @property
     def is_ready(self) -> bool:
@@ -94,8 +96,9 @@ class StepCostModel:
         """The time of a step as it is known now; no coefficient is negative."""
         if not self.is_ready:
             return self._prior
-        fixed, token, context = np.maximum(self._fit.coefficients * self._SCALE, 0.0)
-        return StepCost(float(fixed), float(token), float(context))
+        if self._cost is None:
+            self._cost = StepCost(*np.maximum(self._fit.coefficients * self._SCALE, 0.0).tolist())
+        return self._cost
 
 
 class MemoryPrice:
@@ -112,15 +115,15 @@ class MemoryPrice:
         self._last_s: float | None = None
         self.value = 0.0
 
-    def observe(self, is_short: bool, *, now_s: float) -> None:
-        """Moves the price towards 1 if memory was short in the step that ended now, else to 0."""
+    def observe(self, short_share: float, *, now_s: float) -> None:
+        """Moves the price towards the share of steps in which memory was short since last time."""
         if self._last_s is None:
             self._last_s = now_s
-            self.value = float(is_short)
+            self.value = short_share
             return
         weight = 1 - 0.5 ** (max(0.0, now_s - self._last_s) / self._half_life_s)
         self._last_s = now_s
-        self.value += weight * (float(is_short) - self.value)
+        self.value += weight * (short_share - self.value)
 
 
 class ChurnRate:
@@ -152,3 +155,29 @@ class ChurnRate:
         if self.blocks_per_s <= 1e-9:
             return math.inf
         return num_free_blocks / self.blocks_per_s
+
+
+class AdmissionWait:
+    """How much longer a turn queues if its context was let go than if it was held.
+
+    A context that was let go needs room for all of it before it can be computed again; until there
+    is, what becomes free lies idle. Source: the out-of-order cost of Continuum (arXiv 2511.02230),
+    here measured, and only as far as holding avoids it.
+
+    Args:
+        weight: of one observation against all before it.
+    """
+
+    def __init__(self, *, weight: float = 0.05) -> None:
+        self._weight = weight
+        self._mean_s: dict[bool, float] = {}
+
+    def observe(self, wait_s: float, *, was_held: bool) -> None:
+        """Learns how long a turn waited from its arrival to its first step."""
+        mean_s = self._mean_s.setdefault(was_held, wait_s)
+        self._mean_s[was_held] = mean_s + self._weight * (wait_s - mean_s)
+
+    @property
+    def extra_s(self) -> float:
+        """Seconds that a turn waits longer without its context; 0 until one was seen to."""
+        return max(0.0, self._mean_s.get(False, 0.0) - self._mean_s.get(True, 0.0))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bisect
 import math
 from collections import OrderedDict
 
@@ -14,6 +15,7 @@ _LOW_S, _HIGH_S, _PER_DECADE = 1e-5, 1e4, 8
 _NUM_BUCKETS = round(math.log10(_HIGH_S / _LOW_S) * _PER_DECADE)
 _EXPONENTS = (np.arange(_NUM_BUCKETS) + 0.5) / _PER_DECADE
 _MIDDLES: NDArray[np.float64] = _LOW_S * 10.0**_EXPONENTS
+_MIDDLES_S: list[float] = _MIDDLES.tolist()
 # Before anything is seen: even in the logarithm over the tools of InferCept's table, from a
 # calculator's 0.1 ms to a person's minute.
 _PRIOR: NDArray[np.float64] = ((_MIDDLES >= 1e-4) & (_MIDDLES <= 60.0)).astype(np.float64)
@@ -45,6 +47,32 @@ class ElapsedEstimate:
         """Learns nothing."""
 
 
+class _Histogram:
+    """Decayed counts of durations, with the sums over all longer ones at hand.
+
+    Args:
+        counts: first counts, [_NUM_BUCKETS].
+    """
+
+    def __init__(self, counts: NDArray[np.float64]) -> None:
+        self._counts = counts
+        self._sum()
+
+    @property
+    def total(self) -> float:
+        return self.mass[0]
+
+    def observe(self, bucket: int, *, decay: float) -> None:
+        self._counts *= decay
+        self._counts[bucket] += 1
+        self._sum()
+
+    def _sum(self) -> None:
+        # From each bucket to the last, and 0 after it: of counts, and of counts times seconds.
+        self.mass = [*np.cumsum(self._counts[::-1])[::-1].tolist(), 0.0]
+        self.moment = [*np.cumsum((self._counts * _MIDDLES)[::-1])[::-1].tolist(), 0.0]
+
+
 class DurationModel:
     """Decayed log histograms of durations, one per tool, over one of all tools.
 
@@ -64,22 +92,18 @@ class DurationModel:
         self._decay = decay
         self._hint_weight = hint_weight
         self._max_tools = max_tools
-        self._tools: OrderedDict[str, NDArray[np.float64]] = OrderedDict()
-        self._all = _PRIOR.copy()
+        self._tools: OrderedDict[str, _Histogram] = OrderedDict()
+        self._all = _Histogram(_PRIOR.copy())
 
     def observe(self, tool: str, duration_s: float) -> None:
         """Learns that a call of `tool` took `duration_s`."""
         bucket = _bucket(duration_s)
-        counts = self._tools.pop(tool, None)
-        if counts is None:
-            counts = np.zeros(_NUM_BUCKETS)
-        counts *= self._decay
-        counts[bucket] += 1
-        self._tools[tool] = counts
+        known = self._tools.pop(tool, None) or _Histogram(np.zeros(_NUM_BUCKETS))
+        known.observe(bucket, decay=self._decay)
+        self._tools[tool] = known
         while len(self._tools) > self._max_tools:
             self._tools.popitem(last=False)
-        self._all *= self._decay
-        self._all[bucket] += 1
+        self._all.observe(bucket, decay=self._decay)
 
     def mean_remaining_s(
         self, tool: str, elapsed_s: float, *, hint_s: float | None = None
@@ -93,12 +117,10 @@ class DurationModel:
             elapsed_s: seconds since the call began.
             hint_s: what the client expects the whole call to take.
         """
-        weights = self._weights(tool, hint_s)
-        later = elapsed_s < _MIDDLES
-        mass = float(weights[later].sum())
+        mass, moment = self._longer(tool, elapsed_s, hint_s)
         if mass <= 1e-9:
             return elapsed_s
-        return float(weights[later] @ (_MIDDLES[later] - elapsed_s)) / mass
+        return max(0.0, moment / mass - elapsed_s)
 
     def survival(
         self, tool: str, elapsed_s: float, more_s: float, *, hint_s: float | None = None
@@ -106,22 +128,28 @@ class DurationModel:
         """Returns the chance that the call lasts `more_s` beyond `elapsed_s`."""
         if math.isinf(more_s):
             return 0.0
-        weights = self._weights(tool, hint_s)
-        mass = float(weights[elapsed_s < _MIDDLES].sum())
+        mass, _ = self._longer(tool, elapsed_s, hint_s)
         if mass <= 1e-9:
             return ElapsedEstimate().survival(tool, elapsed_s, more_s)
-        return float(weights[elapsed_s + more_s < _MIDDLES].sum()) / mass
+        return min(1.0, self._longer(tool, elapsed_s + more_s, hint_s)[0] / mass)
 
-    def _weights(self, tool: str, hint_s: float | None) -> NDArray[np.float64]:
-        counts = self._tools.get(tool)
-        num_known = 0.0 if counts is None else float(counts.sum())
-        shared = self._SHARED_WEIGHT / (1 + num_known)
-        weights = self._all * (shared / float(self._all.sum()))
-        if counts is not None:
-            weights += counts
-        if hint_s is not None and hint_s >= 0:
-            weights[_bucket(hint_s)] += self._hint_weight
-        return weights
+    def _longer(self, tool: str, elapsed_s: float, hint_s: float | None) -> tuple[float, float]:
+        """Returns the weight of calls longer than `elapsed_s`, and its sum of weight times seconds.
+
+        Called for every look at a session, several times: nothing here runs over the buckets.
+        """
+        first = bisect.bisect_right(_MIDDLES_S, elapsed_s)
+        known = self._tools.get(tool)
+        num_known = 0.0 if known is None else known.total
+        shared = self._SHARED_WEIGHT / (1 + num_known) / self._all.total
+        mass, moment = shared * self._all.mass[first], shared * self._all.moment[first]
+        if known is not None:
+            mass += known.mass[first]
+            moment += known.moment[first]
+        if hint_s is not None and hint_s >= 0 and (hinted := _bucket(hint_s)) >= first:
+            mass += self._hint_weight
+            moment += self._hint_weight * _MIDDLES_S[hinted]
+        return mass, moment
 
 
 # Turns that were followed by another one, and turns that were not.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import deque
 
 from adaseek_vllm.retention.costs import ChurnRate
@@ -11,6 +12,8 @@ from adaseek_vllm.retention.sessions import Session
 
 __all__ = ["Estimator", "is_stale"]
 
+# Looks back over about this many returns of sessions that were not held.
+_LOST_WEIGHT = 1 / 20
 # An estimate is renewed when the session has been away this much longer.
 _RENEW_AFTER_S, _RENEW_AFTER_SHARE = 0.02, 0.1
 
@@ -30,6 +33,7 @@ class Estimator:
         )
         self.returns = ReturnModel()
         self.churn = ChurnRate()
+        self.lost_share = 0.0
         self._trusts_hints = kind == "hint"
         self._patience_s = patience_s
         self._block_tokens = block_tokens
@@ -48,6 +52,15 @@ class Estimator:
     def repeated(self, session: Session, share: float) -> None:
         """Learns which share of what a session held its next turn repeats."""
         session.survival_ratio += 0.5 * (share - session.survival_ratio)
+
+    def found(self, session: Session, share: float) -> None:
+        """Learns which share of a context that was not held was still there.
+
+        While such contexts get lost, holding one more makes another be lost: `lost_share` is a
+        price of memory, even if nobody has to wait for it.
+        """
+        lost = 1 - min(1.0, share / max(session.survival_ratio, 1e-3))
+        self.lost_share += _LOST_WEIGHT * (lost - self.lost_share)
 
     def ended(self, session: Session) -> None:
         """Learns that a session is over."""
@@ -81,13 +94,11 @@ class Estimator:
         elapsed_s = now_s - session.paused_s
         horizon_s = self.churn.horizon_s(num_free)
         if self._trusts_hints and session.hint_s is not None:
-            remaining_s = max(0.0, session.hint_s - elapsed_s)
-            probability, risk = 1.0, float(remaining_s > horizon_s)
+            remaining_s, probability = max(0.0, session.hint_s - elapsed_s), 1.0
         else:
             tool, hint_s = session.tool, session.hint_s
             remaining_s = self.durations.mean_remaining_s(tool, elapsed_s, hint_s=hint_s)
             still_out = self.durations.survival(tool, 0.0, elapsed_s, hint_s=hint_s)
-            risk = self.durations.survival(tool, elapsed_s, horizon_s, hint_s=hint_s)
             probability = self.returns.probability(session.kind, still_out=still_out)
         return PausedSession(
             context_tokens=tokens,
@@ -95,10 +106,21 @@ class Estimator:
             elapsed_s=elapsed_s,
             remaining_s=remaining_s,
             return_probability=probability,
-            eviction_probability=risk,
+            eviction_probability=_eviction_probability(remaining_s, horizon_s),
             survival_ratio=session.survival_ratio,
             is_held=is_held,
         )
+
+
+def _eviction_probability(remaining_s: float, horizon_s: float) -> float:
+    """Returns the chance that free blocks are reused within a time.
+
+    Blocks are taken in bursts, a long prompt at once: the horizon is a mean, and even a short
+    pause has its share of the risk.
+    """
+    if horizon_s <= 0:
+        return 1.0
+    return -math.expm1(-remaining_s / horizon_s)
 
 
 def is_stale(estimated_s: float, view: PausedSession, now_s: float) -> bool:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
-from adaseek_vllm.retention.costs import MemoryPrice, StepCostModel
+from adaseek_vllm.retention.costs import AdmissionWait, MemoryPrice, StepCostModel
 from adaseek_vllm.retention.estimates import Estimator, is_stale
 from adaseek_vllm.retention.holdings import Holdings, HostCopies
 from adaseek_vllm.retention.policy import EngineLoad, PausedSession
@@ -40,6 +41,8 @@ class Outlook:
     ) -> None:
         self.step_cost = StepCostModel(_PRIOR_COST)
         self.price = MemoryPrice()
+        self.admission_wait = AdmissionWait()
+        self._num_steps = self._num_short = self._num_new_tokens = 0
         self._estimator = estimator
         self._holdings = holdings
         self._host = host
@@ -52,13 +55,24 @@ class Outlook:
     def load(self) -> EngineLoad:
         """The engine's load, as it was when first asked for in this step."""
         if self._load is None:
-            self._load = self._read_load(self.price.value, self.step_cost.cost)
+            price = max(self.price.value, self._estimator.lost_share)
+            load = self._read_load(price, self.step_cost.cost)
+            self._load = replace(load, admission_wait_s=self.admission_wait.extra_s)
         return self._load
 
-    def next_step(self, now_s: float, *, was_short: bool) -> None:
-        """Begins a step: the load is read anew, the price of memory moves."""
+    def next_step(self, num_new_tokens: int, *, was_short: bool) -> None:
+        """Begins a step that computes so many tokens: the load is read anew when somebody asks."""
         self._load = None
-        self.price.observe(was_short, now_s=now_s)
+        self._num_steps += 1
+        self._num_short += was_short
+        self._num_new_tokens += num_new_tokens
+
+    def learn(self, now_s: float) -> None:
+        """Learns from the steps since the last call who lacked memory and who took it."""
+        self.price.observe(self._num_short / max(1, self._num_steps), now_s=now_s)
+        num_new_blocks = math.ceil(self._num_new_tokens / self._block_tokens)
+        self._estimator.tick(now_s, num_new_blocks=num_new_blocks)
+        self._num_steps = self._num_short = self._num_new_tokens = 0
 
     def of(self, session: Session, now_s: float) -> PausedSession:
         """Returns the view of a session that holds blocks."""

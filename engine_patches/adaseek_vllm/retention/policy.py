@@ -64,9 +64,11 @@ class EngineLoad:
         running_tokens: tokens of the running requests' contexts.
         decode_tokens: tokens that the running requests compute in a step.
         step_tokens: tokens that a step may compute.
-        memory_price: share of recent steps in which memory was short.
+        memory_price: what a held token costs somebody else, from 0 (nothing) to 1: the share of
+            recent steps in which memory was short, or of contexts that got lost for want of it.
         cost: time of a step.
         host: time of copies to host memory; None if there is no room for any.
+        admission_wait_s: how much longer a turn queues if its context was let go.
     """
 
     running_tokens: int
@@ -75,6 +77,7 @@ class EngineLoad:
     memory_price: float
     cost: StepCost
     host: HostCost | None = None
+    admission_wait_s: float = 0.0
 
     @property
     def chunk_tokens(self) -> int:
@@ -121,7 +124,8 @@ class LeastWaste:
 
     Source: the comparison of InferCept, with what it leaves out: memory costs nothing while
     nobody lacks it, blocks shared with others cost nothing, a context that vLLM would not
-    have reused in time risks nothing, and neither does a session that will not come back.
+    have reused in time risks nothing, neither does a session that will not come back, and a
+    context that was let go has to wait for room before it can be computed again.
 
     Args:
         hysteresis: a held session is let go only if holding wastes this much more.
@@ -166,7 +170,9 @@ class LeastWaste:
         )
 
     def _loss(self, session: PausedSession, load: EngineLoad) -> float:
-        """Expected waste of computing the context again if its blocks are reused."""
+        """Expected waste of queueing for room and computing again if its blocks are reused."""
         again = session.context_tokens * session.survival_ratio
         waste = recompute_waste(again, load.running_tokens, load.chunk_tokens, load.cost)
-        return session.return_probability * waste
+        # Room for what others hold as well is there already.
+        queueing = load.admission_wait_s * session.exclusive_tokens * session.survival_ratio
+        return session.return_probability * (waste + queueing)

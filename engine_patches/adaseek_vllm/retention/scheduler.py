@@ -18,7 +18,7 @@ from vllm.v1.request import RequestStatus
 
 from adaseek_vllm._compat import engine_control
 from adaseek_vllm._compat.answers import AnswerText
-from adaseek_vllm._compat.kv_blocks import PrefixCacheBlocks
+from adaseek_vllm._compat.kv_blocks import PrefixCacheBlocks, allocate_or_else
 from adaseek_vllm.config import FeatureSettingsError
 from adaseek_vllm.retention.connector import RetentionConnector
 from adaseek_vllm.retention.controller import RetentionController
@@ -82,7 +82,9 @@ class RetentionMixin(Scheduler):  # type: ignore[misc]
         self._overhead_s = 0.0
         engine_control.install()
         self._allocate_stock = self.kv_cache_manager.allocate_slots
-        self.kv_cache_manager.allocate_slots = self._allocate_or_reclaim
+        self.kv_cache_manager.allocate_slots = allocate_or_else(
+            self._allocate_stock, self._reclaim_and_allocate
+        )
 
     # Requests.
 
@@ -144,11 +146,9 @@ class RetentionMixin(Scheduler):  # type: ignore[misc]
         self._overhead_s += time.perf_counter() - updated
         return outputs
 
-    def _allocate_or_reclaim(self, request: Any, num_new_tokens: int, *args: Any, **kw: Any) -> Any:
-        """Returns slots as vLLM would, taking what paused sessions hold if there are none."""
-        slots = self._allocate_stock(request, num_new_tokens, *args, **kw)
-        if slots is not None:
-            return slots
+    def _reclaim_and_allocate(self, request: Any, num_new_tokens: int, **kw: Any) -> Any:
+        """Returns slots from what paused sessions hold, None if that is not enough either."""
+        slots = None
         self.retention.note_shortage()
         must = self._must_have(request)
         released: list[Released] = []
@@ -158,7 +158,7 @@ class RetentionMixin(Scheduler):  # type: ignore[misc]
             if given is None:
                 break
             released.append(given)
-            slots = self._allocate_stock(request, num_new_tokens, *args, **kw)
+            slots = self._allocate_stock(request, num_new_tokens, **kw)
         is_running = request.status == RequestStatus.RUNNING
         if slots is not None or is_running:
             num_blocks = sum(len(given.blocks) for given in released)

@@ -37,11 +37,13 @@ class Session:
         hint_s: what the client expects the tool to take.
         expires_s: when it is let go at the latest.
         context_tokens: tokens that its last turn ended with.
+        num_context_blocks: blocks that held them.
         survival_ratio: share of what it held that its turns repeat, averaged.
         num_first_blocks: blocks of its first prompt, which other sessions may share.
         num_turns: turns that have ended.
         held: ids of the blocks it holds, from the start of the context, without gaps.
         next_request: the request of its next turn, while that waits to be scheduled.
+        queued_s: when that request arrived.
         fingerprint: hash of the last full block of its context, to recognise a longer prompt.
     """
 
@@ -53,11 +55,13 @@ class Session:
     hint_s: float | None = None
     expires_s: float = 0.0
     context_tokens: int = 0
+    num_context_blocks: int = 0
     survival_ratio: float = 1.0
     num_first_blocks: int = 0
     num_turns: int = 0
     held: list[int] = field(default_factory=list)
     next_request: str | None = None
+    queued_s: float = 0.0
     fingerprint: Hashable = None
 
 

@@ -108,6 +108,8 @@ class SimulatedEngine:
         self.requests: dict[str, SimulatedRequest] = {}
         self.num_preemptions = 0
         self.num_computed_tokens = 0
+        self.num_steps = 0
+        self._ended: list[str] = []
         self._in_flight: deque[tuple[Any, dict[str, bool], float]] = deque()
         self._device_free_s = 0.0
         self.scheduler = _make_scheduler(shape, config or pretended_config(shape, retention), self)
@@ -128,8 +130,9 @@ class SimulatedEngine:
         session: str | None = None,
         tenant: str | None = None,
         hints: Mapping[str, object] | None = None,
+        arrival_s: float | None = None,
     ) -> SimulatedRequest:
-        """Queues a request that generates exactly `max_tokens` tokens."""
+        """Queues a request that generates exactly `max_tokens` tokens, arriving now by default."""
         from vllm.sampling_params import SamplingParams
         from vllm.v1.request import Request
 
@@ -140,7 +143,7 @@ class SimulatedEngine:
                 max_tokens=max_tokens, ignore_eos=True, extra_args=dict(hints) if hints else None
             ),
             None,
-            arrival_time=self.now_s,
+            arrival_time=self.now_s if arrival_s is None else arrival_s,
             cache_salt=tenant,
             block_hasher=self._hasher,
             session_id=session,
@@ -174,7 +177,8 @@ class SimulatedEngine:
             self.requests[new.req_id].cached_tokens = new.num_computed_tokens
         num_tokens = int(output.total_num_scheduled_tokens)
         self.num_computed_tokens += num_tokens
-        step_s = self.shape.cost.forward_s(num_tokens)
+        self.num_steps += 1
+        step_s = self._step_s(output, num_tokens)
         self._device_free_s = max(self.now_s, self._device_free_s) + step_s
         self._in_flight.append((output, sampling, self._device_free_s))
         if self.copies is not None:
@@ -193,6 +197,21 @@ class SimulatedEngine:
                 return True
             self.step()
         return not self.scheduler.has_unfinished_requests()
+
+    def take_ended(self) -> list[str]:
+        """Returns the requests that ended by themselves since the last call."""
+        ended, self._ended = self._ended, []
+        return ended
+
+    def _step_s(self, output: Any, num_tokens: int) -> float:
+        cost = self.shape.cost
+        pairs = 0.0
+        if cost.per_context_token_s:
+            for request_id, num_new in output.num_scheduled_tokens.items():
+                # The scheduler has already counted the new tokens as computed.
+                computed = self.scheduler.requests[request_id].num_computed_tokens
+                pairs += num_new * (computed - num_new / 2)
+        return cost.step_s(num_tokens, pairs)
 
     def _finish_oldest(self) -> None:
         from vllm.v1.outputs import ModelRunnerOutput
@@ -225,6 +244,7 @@ class SimulatedEngine:
         if result.finish_reason is not None:
             request.is_finished = True
             request.finished_s = self.now_s
+            self._ended.append(result.request_id)
             if result.kv_transfer_params:
                 request.report = result.kv_transfer_params.get("kv_retention")
 

@@ -35,6 +35,16 @@ class StepCost:
     per_token_s: float
     per_context_token_s: float = 0.0
 
+    def step_s(self, num_tokens: float, context_pairs: float) -> float:
+        """Returns the seconds of a step.
+
+        Args:
+            num_tokens: tokens that it computes.
+            context_pairs: sum over them of the tokens that they attend to.
+        """
+        added_s = self.per_token_s * num_tokens + self.per_context_token_s * context_pairs
+        return self.fixed_s + added_s
+
     def forward_s(self, num_tokens: float) -> float:
         """Returns the seconds of one step that computes `num_tokens` of a fresh prompt."""
         return self.fixed_s + self.added_s(num_tokens)

@@ -2,288 +2,298 @@
 
     python examples/benchmarks/kv_retention/simulate.py --quick
 
-Sessions arrive as a Poisson process (open loop). Each turn is a request; its tool then takes the
-time that the trace says, and the next turn repeats the context. A step takes a fixed time and a
-time for each token, the constants of InferCept's code for GPT-J-6B on an A100. Simulated: no model
-runs, and swapping to host memory is not part of it yet. Prints a table as Markdown.
+Sessions arrive as a Poisson process (open loop) at shares of what stock vLLM with its prefix cache
+can do; each turn is a request, its tool takes the time that the trace says, and the next turn
+repeats the context. A step takes the time that a preset says. No model runs, and nothing is copied
+to host memory. --out gets a line of JSON a run, and a second call continues it; a table follows.
 """
 
 from __future__ import annotations
 
 import argparse
-import csv
-import heapq
 import itertools
+import json
 import logging
+import math
 import os
-import random
-import sys
 import time
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
-import numpy as np
-from adaseek_vllm.retention.simulator import EngineShape, SimulatedEngine, SimulatedRequest
+from adaseek_vllm.retention.simulator import (
+    EngineShape,
+    SimulatedEngine,
+    SimulatedRequest,
+    pretended_config,
+)
 from adaseek_vllm.retention.waste import StepCost
+from arms import QUICK, choose_arms
+from measures import measure
+from play import Arm, play
+from workload import (
+    MIXES,
+    Arrival,
+    Scale,
+    arrivals,
+    mean_context,
+    sample,
+    with_one_shots,
+)
 
-TRACE = Path(__file__).parent / "data" / "infercept_sessions.csv"
-GPT_J_6B = StepCost(fixed_s=0.010, per_token_s=0.0463e-3)
-BLOCK = 16
-# Every arm that holds may hold the same share of memory.
-SHARE = {"max_pinned_fraction": 0.9}
+BLOCK, STEP_TOKENS = 16, 512
+# Requests of others beside the agents: a fifth of all who arrive.
+ONE_SHOTS = 0.25
+# Sessions end while others' tools still run: wait for them this many windows longer at most.
+DRAIN_WINDOWS = 1.0
 
 
 @dataclass(frozen=True)
-class Turn:
-    new_tokens: int
-    completion_tokens: int
-    tool_s: float
-
-
-@dataclass(frozen=True)
-class TraceSession:
-    kind: str
-    turns: tuple[Turn, ...]
-
-
-@dataclass(frozen=True)
-class Arm:
-    """One engine to compare.
+class Preset:
+    """A machine: the constants of InferCept's code where it has them, else as said.
 
     Args:
-        name: its row in the table.
-        settings: of retention; None for stock vLLM.
-        prefix_caching: vLLM's.
-        is_told: whether clients say how long their tools will take, and which turn is the last.
+        cost: time of a step.
+        pool_tokens: tokens of the KV cache; None for 16 contexts of the mix.
     """
 
-    name: str
-    settings: dict[str, object] | None
-    prefix_caching: bool = True
-    is_told: bool = False
+    cost: StepCost
+    pool_tokens: int | None
 
 
-ARMS = (
-    Arm("stock, no prefix cache", None, prefix_caching=False),
-    Arm("stock, prefix cache", None),
-    Arm("session order only", {"policy": "soft"}),
-    Arm("preserve always", {"policy": "pin", **SHARE}),
-    Arm("fixed threshold 1 s", {"policy": "heuristic", **SHARE}),
-    Arm("time to live 10 s", {"policy": "ttl", **SHARE}),
-    Arm("InferCept's rule, elapsed", {"policy": "infercept", "estimate": "elapsed", **SHARE}),
-    Arm(
-        "InferCept's rule, oracle", {"policy": "infercept", "estimate": "hint", **SHARE}, True, True
-    ),
-    Arm("least waste (ours)", {"policy": "auto", **SHARE}),
-    Arm("least waste, oracle", {"policy": "auto", "estimate": "hint", **SHARE}, True, True),
-)
-QUICK = (
-    "stock, no prefix cache",
-    "stock, prefix cache",
-    "preserve always",
-    "fixed threshold 1 s",
-    "least waste (ours)",
-)
+PRESETS = {
+    "6b": Preset(StepCost(fixed_s=0.010, per_token_s=0.0463e-3), 130_000),
+    "6b-small": Preset(StepCost(fixed_s=0.010, per_token_s=0.0463e-3), None),
+    "13b-tp2": Preset(StepCost(fixed_s=0.0154, per_token_s=0.0279e-3), 130_000),
+    # Scaled from 13B by parameters over GPUs, and by the bytes read in a step.
+    "70b-tp4": Preset(StepCost(fixed_s=0.035, per_token_s=0.075e-3), 400_000),
+}
 
 
-@dataclass
-class Running:
-    """One session in the simulation."""
+@dataclass(frozen=True)
+class Case:
+    """One workload on one machine."""
 
-    name: str
-    trace: TraceSession
-    arrival_s: float
-    rng: random.Random
-    context: list[int] = field(default_factory=list)
-    turn: int = 0
-    tool_s: float = 0.0
-    num_output: int = 0
-    resume_ttft_s: list[float] = field(default_factory=list)
-    finished_s: float | None = None
+    preset: str
+    mix: str
+    load: float
+    seed: int
 
 
-@dataclass
-class Result:
-    """What one arm did with one workload."""
+class SimulatedClient:
+    """A pretended engine, as `play` wants it."""
 
-    sessions: list[Running]
-    window_s: float
-    num_needed: int
-    engine: SimulatedEngine
-    wall_s: float
+    vocabulary = 50_000
 
-    def row(self) -> list[str]:
-        done = [s for s in self.sessions if s.finished_s is not None]
-        latency = [
-            (s.finished_s - s.arrival_s - s.tool_s) / max(1, s.num_output) * 1000
-            for s in done
-            if s.finished_s is not None
-        ]
-        ttft = [value for s in self.sessions for value in s.resume_ttft_s]
-        again = self.engine.num_computed_tokens - self.num_needed
-        return [
-            f"{len(done) / self.window_s:.2f}",
-            *(f"{value:.1f}" for value in _percentiles(latency, (50, 90, 99))),
-            *(f"{value:.2f}" for value in _percentiles(ttft, (50, 90))),
-            f"{again / max(1, self.num_needed):.2f}",
-            str(self.engine.num_preemptions),
-        ]
+    def __init__(self, shape: EngineShape, arm: Arm, config: Any) -> None:
+        self.engine = SimulatedEngine(shape, retention=arm.settings, config=config)
+        self._arrival_order = arm.arrival_order
 
+    @property
+    def now_s(self) -> float:
+        return self.engine.now_s
 
-def read_trace(path: Path = TRACE) -> list[TraceSession]:
-    """Returns the sessions of the trace."""
-    with path.open(newline="") as file:
-        rows = list(csv.DictReader(file))
-    sessions = []
-    for _, group in itertools.groupby(rows, key=lambda row: row["session"]):
-        turns = list(group)
-        sessions.append(
-            TraceSession(
-                turns[0]["kind"],
-                tuple(
-                    Turn(
-                        max(1, int(row["new_tokens"])),
-                        max(1, int(row["completion_tokens"])),
-                        float(row["tool_seconds"] or 0.0),
-                    )
-                    for row in turns
-                ),
-            )
+    @property
+    def is_busy(self) -> bool:
+        return bool(self.engine.scheduler.has_unfinished_requests())
+
+    @property
+    def scheduler(self) -> Any:
+        return self.engine.scheduler
+
+    def submit(
+        self,
+        name: str,
+        prompt: Sequence[int],
+        *,
+        max_tokens: int,
+        session: str | None,
+        first_arrival_s: float,
+        hints: Mapping[str, object],
+    ) -> SimulatedRequest:
+        return self.engine.submit(
+            name,
+            prompt,
+            max_tokens=max_tokens,
+            session=session,
+            hints=hints,
+            arrival_s=first_arrival_s if self._arrival_order else None,
         )
-    return sessions
+
+    def step(self) -> list[str]:
+        self.engine.step()
+        return self.engine.take_ended()
+
+    def wait_until(self, at_s: float) -> None:
+        self.engine.now_s = max(self.engine.now_s, at_s)
 
 
-def arrivals(
-    trace: Sequence[TraceSession], *, rate: float, window_s: float, seed: int
-) -> Iterator[Running]:
-    """Yields sessions in the order of their arrival, the same for every arm."""
-    rng, now_s = random.Random(seed), 0.0
-    for index in itertools.count():
-        now_s += rng.expovariate(rate)
-        if now_s > window_s:
-            return
-        yield Running(f"s{index}", rng.choice(trace), now_s, random.Random(seed * 100_003 + index))
+class Bench:
+    """Runs cases; remembers what is slow to make and what a machine can do.
+
+    Args:
+        scale: real tokens that one token of the simulation stands for. Steps then take as much
+            longer, and blocks and pools are as much smaller: the same dynamics in fewer
+            steps.
+        window_s: time in which sessions arrive.
+        known: file of the capacities that were found before; None to find them anew.
+    """
+
+    def __init__(self, *, scale: int, window_s: float, known: Path | None = None) -> None:
+        self.scale = scale
+        self.window_s = window_s
+        self._configs: dict[str, Any] = {}
+        self._known = known
+        self._capacity: dict[str, float] = {}
+        if known is not None and known.exists():
+            self._capacity = json.loads(known.read_text())
+
+    def run(self, case: Case, arm: Arm) -> dict[str, float]:
+        """Returns the measures of one arm in one case."""
+        rate = case.load * self.capacity(case.preset, case.mix)
+        stop_s = self.window_s * (1 + DRAIN_WINDOWS)
+        return self._measure(case, arm, rate, stop_s=stop_s) | {"rate": rate}
+
+    def capacity(self, preset: str, mix: str) -> float:
+        """Returns the sessions a second that stock vLLM with its prefix cache sustains.
+
+        The rate, to a twentieth, beyond which turns still wait for their first step when the
+        window ends. Far beyond it the cache thrashes and stock does even less.
+        """
+        key = f"{preset} {mix} {self.scale} {self.window_s:g}"
+        if key not in self._capacity:
+            case, (arm,) = Case(preset, mix, 0.0, seed=999), choose_arms(["stock, prefix cache"])
+            shape = self._shape(preset, mix, arm)
+
+            def is_sustained(rate: float) -> bool:
+                client = SimulatedClient(shape, arm, self._config(shape, arm))
+                arriving = self._arrivals(case, rate)
+                run = play(client, arm, arriving, stop_s=self.window_s, seed=case.seed)
+                return run.num_waiting <= 2 + len(run.sessions) / 100
+
+            most = self._most(preset, mix)
+            self._capacity[key] = sustained_rate(is_sustained, most / 16, most)
+            if self._known is not None:
+                self._known.write_text(json.dumps(self._capacity))
+        return self._capacity[key]
+
+    def _most(self, preset: str, mix: str) -> float:
+        """Returns the sessions a second of a machine that computes nothing twice."""
+        sessions, cost = sample(mix), PRESETS[preset].cost
+        num_tokens = sum(t.new_tokens + t.completion_tokens for s in sessions for t in s.turns)
+        batch = min(256.0, self._pool(preset, mix) / mean_context(sessions))
+        num_steps = sum(s.num_output_tokens for s in sessions) / batch
+        return len(sessions) / (num_tokens * cost.per_token_s + num_steps * cost.fixed_s)
+
+    def _pool(self, preset: str, mix: str) -> int:
+        return PRESETS[preset].pool_tokens or round(16 * mean_context(sample(mix)))
+
+    def _shape(self, preset: str, mix: str, arm: Arm) -> EngineShape:
+        cost, scale = PRESETS[preset].cost, self.scale
+        return EngineShape(
+            num_blocks=self._pool(preset, mix) // BLOCK + 1,
+            block_tokens=BLOCK // scale,
+            max_num_seqs=256,
+            step_tokens=STEP_TOKENS,
+            max_model_len=8192 // scale,
+            prefix_caching=arm.prefix_caching,
+            session_order=arm.settings is not None or arm.arrival_order,
+            cost=replace(cost, fixed_s=cost.fixed_s * scale, per_token_s=cost.per_token_s * scale),
+        )
+
+    def _measure(self, case: Case, arm: Arm, rate: float, *, stop_s: float) -> dict[str, float]:
+        shape = self._shape(case.preset, case.mix, arm)
+        client, started_s = (
+            SimulatedClient(shape, arm, self._config(shape, arm)),
+            time.process_time(),
+        )
+        run = play(client, arm, self._arrivals(case, rate), stop_s=stop_s, seed=case.seed)
+        result = measure(
+            run,
+            from_s=self.window_s / 4,
+            until_s=self.window_s,
+            pool_tokens=(shape.num_blocks - 1) * shape.block_tokens,
+            num_computed=client.engine.num_computed_tokens,
+            tokens=self.scale,
+        )
+        return result | {
+            "preemptions": client.engine.num_preemptions,
+            "steps": client.engine.num_steps,
+            "cpu_s": time.process_time() - started_s,
+        }
+
+    def _config(self, shape: EngineShape, arm: Arm) -> Any:
+        key = f"{shape} {arm.settings}"
+        if key not in self._configs:
+            self._configs[key] = pretended_config(shape, arm.settings)
+        return self._configs[key]
+
+    def _arrivals(self, case: Case, rate: float) -> list[Arrival]:
+        scale = Scale(tokens=self.scale)
+        agents = arrivals(case.mix, rate=rate, window_s=self.window_s, seed=case.seed, scale=scale)
+        return with_one_shots(list(agents), per_agent=ONE_SHOTS, seed=case.seed, scale=scale)
 
 
-def simulate(
-    arm: Arm, trace: Sequence[TraceSession], *, rate: float, window_s: float, pool: int, seed: int
-) -> Result:
-    """Returns what `arm` does until the window ends; sessions under way then count as not done."""
-    shape = EngineShape(
-        num_blocks=pool // BLOCK,
-        block_tokens=BLOCK,
-        max_num_seqs=256,
-        step_tokens=512,
-        max_model_len=8192,
-        prefix_caching=arm.prefix_caching,
-        session_order=arm.settings is not None,
-        cost=GPT_J_6B,
-    )
-    started = time.perf_counter()
-    engine = SimulatedEngine(shape, retention=arm.settings)
-    sessions = list(arrivals(trace, rate=rate, window_s=window_s, seed=seed))
-    due = [(s.arrival_s, index, s) for index, s in enumerate(sessions)]
-    heapq.heapify(due)
-    order = itertools.count(len(due))
-    waiting: dict[str, tuple[Running, SimulatedRequest]] = {}
-    num_needed = 0
-    while engine.now_s < window_s:
-        while due and due[0][0] <= engine.now_s:
-            session = heapq.heappop(due)[2]
-            waiting[f"{session.name}.{session.turn}"] = (session, _submit(engine, arm, session))
-        if not engine.scheduler.has_unfinished_requests():
-            if not due:
-                break
-            engine.now_s = max(engine.now_s, due[0][0])
+def sustained_rate(is_sustained: Callable[[float], bool], low: float, high: float) -> float:
+    """Returns the highest rate that is sustained, to a twentieth, between two rates."""
+    while high / low > 1.05:
+        middle = math.sqrt(low * high)
+        if is_sustained(middle):
+            low = middle
+        else:
+            high = middle
+    return low
+
+
+def run_all(bench: Bench, cases: Sequence[Case], arms: Sequence[Arm], out: Path) -> None:
+    """Runs what is not in `out` yet, arm beside arm, and appends a line for each run."""
+    done = {(row["preset"], row["mix"], row["load"], row["seed"], row["arm"]) for row in read(out)}
+    for case, arm in itertools.product(cases, arms):
+        if (case.preset, case.mix, case.load, case.seed, arm.name) in done:
             continue
-        engine.step()
-        for name in [name for name, (_, request) in waiting.items() if request.is_finished]:
-            session, request = waiting.pop(name)
-            num_needed += _end_turn(session, request)
-            if session.finished_s is None:
-                heapq.heappush(due, (engine.now_s + _pause(session), next(order), session))
-    return Result(sessions, window_s, num_needed, engine, time.perf_counter() - started)
+        result = bench.run(case, arm)
+        row = {**asdict(case), "arm": arm.name, **{k: round(v, 5) for k, v in result.items()}}
+        with out.open("a") as file:
+            file.write(json.dumps(row) + "\n")
 
 
-def _submit(engine: SimulatedEngine, arm: Arm, session: Running) -> SimulatedRequest:
-    turn = session.trace.turns[session.turn]
-    session.context += [session.rng.randrange(3, 50_000) for _ in range(turn.new_tokens)]
-    is_last = session.turn == len(session.trace.turns) - 1
-    hints: dict[str, object] = {}
-    if not is_last:
-        hints["kvret_tool"] = session.trace.kind
-        if arm.is_told:
-            hints["kvret_expect_s"] = turn.tool_s
-    elif arm.is_told:
-        hints["kvret_final"] = 1
-    return engine.submit(
-        f"{session.name}.{session.turn}",
-        session.context,
-        max_tokens=turn.completion_tokens,
-        session=session.name,
-        hints=hints,
-    )
-
-
-def _end_turn(session: Running, request: SimulatedRequest) -> int:
-    """Records a finished turn; returns the tokens that had to be computed for it at least."""
-    turn = session.trace.turns[session.turn]
-    session.context = [*request.prompt, *request.output]
-    session.num_output += len(request.output)
-    if session.turn and request.first_token_s is not None:
-        session.resume_ttft_s.append(request.first_token_s - request.submitted_s)
-    session.turn += 1
-    if session.turn == len(session.trace.turns):
-        session.finished_s = request.finished_s
-    return turn.new_tokens + turn.completion_tokens
-
-
-def _pause(session: Running) -> float:
-    tool_s = session.trace.turns[session.turn - 1].tool_s
-    session.tool_s += tool_s
-    return tool_s
-
-
-def _percentiles(values: Sequence[float], which: Sequence[int]) -> list[float]:
-    return [float(np.percentile(values, q)) if values else float("nan") for q in which]
+def read(out: Path) -> list[dict[str, Any]]:
+    """Returns the runs that were written so far."""
+    if not out.exists():
+        return []
+    return [json.loads(line) for line in out.read_text().splitlines()]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="five arms, one load, a short window")
+    parser.add_argument("--quick", action="store_true", help="four arms, one load, three seeds")
     parser.add_argument("--arms", nargs="+", metavar="NAME", help="only arms with these names")
-    parser.add_argument("--rates", type=float, nargs="+", help="sessions a second")
-    parser.add_argument("--window", type=float, help="simulated seconds")
-    parser.add_argument("--pool", type=int, default=32_768, help="tokens of KV cache")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--presets", nargs="+", choices=PRESETS, default=["6b"])
+    parser.add_argument("--mixes", nargs="+", choices=MIXES, default=["trace"])
+    parser.add_argument("--loads", type=float, nargs="+", help="shares of stock's capacity")
+    parser.add_argument("--seeds", type=int, nargs="+")
+    parser.add_argument("--window", type=float, default=120.0, help="simulated seconds")
+    parser.add_argument("--scale", type=int, default=4, help="real tokens of a simulated one")
+    parser.add_argument("--out", type=Path, default=Path("simulated.jsonl"))
     options = parser.parse_args()
     logging.disable(logging.WARNING)
-    rates = options.rates or ([2.0] if options.quick else [1.0, 2.0, 3.0])
-    window_s = options.window or (60.0 if options.quick else 180.0)
-    names = options.arms or (QUICK if options.quick else [arm.name for arm in ARMS])
-    if unknown := set(names) - {arm.name for arm in ARMS}:
-        parser.error(f"no arm {sorted(unknown)}; there are {[arm.name for arm in ARMS]}")
-    arms = [arm for arm in ARMS if arm.name in names]
-    trace = read_trace()
-    print(
-        f"Simulated, pool of {options.pool} tokens, window {window_s:g} s, seed {options.seed}.\n"
-    )
-    head = [
-        *("sessions/s in", "arm", "sessions/s done", "latency ms/token p50", "p90", "p99"),
-        *("resume TTFT s p50", "p90", "computed again / needed", "preemptions"),
+    loads = options.loads or ([0.9] if options.quick else [0.5, 0.75, 0.9, 1.1])
+    seeds = options.seeds or (range(3) if options.quick else range(5))
+    names = options.arms or (list(QUICK) if options.quick else None)
+    cases = [
+        Case(preset, mix, load, seed)
+        for seed in seeds
+        for preset in options.presets
+        for mix in options.mixes
+        for load in loads
     ]
-    print("| " + " | ".join(head) + " |\n|" + "---|" * len(head), flush=True)
-    for rate in rates:
-        for arm in arms:
-            result = simulate(
-                arm, trace, rate=rate, window_s=window_s, pool=options.pool, seed=options.seed
-            )
-            print(f"| {rate:g} | {arm.name} | " + " | ".join(result.row()) + " |", flush=True)
-            print(f"{arm.name}: {result.wall_s:.0f} s", file=sys.stderr)
+    known = options.out.with_suffix(".capacity.json")
+    bench = Bench(scale=options.scale, window_s=options.window, known=known)
+    run_all(bench, cases, choose_arms(names), options.out)
 
 
 if __name__ == "__main__":

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from adaseek_vllm.retention.costs import ChurnRate, MemoryPrice, StepCostModel
+from adaseek_vllm.retention.costs import AdmissionWait, ChurnRate, MemoryPrice, StepCostModel
 from adaseek_vllm.retention.waste import StepCost
 
 PRIOR = StepCost(fixed_s=0.010, per_token_s=1e-4)
@@ -70,13 +70,13 @@ def test_coefficients_are_never_negative_and_survive_constant_steps() -> None:
 
 def test_price_of_memory_is_zero_idle_one_when_always_short_and_halves() -> None:
     price = MemoryPrice(half_life_s=2.0)
-    price.observe(False, now_s=0.0)
+    price.observe(0.0, now_s=0.0)
     assert price.value == 0
     for step in range(1, 200):
-        price.observe(True, now_s=step * 0.5)
+        price.observe(1.0, now_s=step * 0.5)
     assert price.value == pytest.approx(1.0)
     last_s = 199 * 0.5
-    price.observe(False, now_s=last_s + 2.0)
+    price.observe(0.0, now_s=last_s + 2.0)
     assert price.value == pytest.approx(0.5)
 
 
@@ -88,3 +88,16 @@ def test_horizon_is_the_queue_over_the_rate() -> None:
     assert churn.horizon_s(100) == pytest.approx(10.0)
     churn.observe(10, now_s=59.0)  # no time has passed
     assert churn.horizon_s(100) == pytest.approx(10.0)
+
+
+def test_only_what_holding_spares_counts_as_admission_wait() -> None:
+    wait = AdmissionWait(weight=0.5)
+    assert wait.extra_s == 0
+    wait.observe(0.4, was_held=False)
+    assert wait.extra_s == pytest.approx(0.4)
+    wait.observe(0.1, was_held=True)
+    assert wait.extra_s == pytest.approx(0.3)
+    wait.observe(0.8, was_held=False)
+    assert wait.extra_s == pytest.approx(0.6 - 0.1)
+    wait.observe(9.0, was_held=True)
+    assert wait.extra_s == 0

@@ -155,6 +155,22 @@ def test_rules_to_compare_with(name: str, session: PausedSession, expected: Acti
     assert make_policy(settings).choose(session, BUSY).action is expected
 
 
+def test_waiting_for_room_counts_for_each_token_that_needs_it() -> None:
+    # The break-even pause of 1.0575 s, and half a second of queueing that holding spares.
+    queued = replace(BUSY, admission_wait_s=0.5)
+    below, above = replace(SESSION, remaining_s=1.55), replace(SESSION, remaining_s=1.57)
+    assert choose(below, BUSY) is not Action.PIN
+    assert choose(below, queued) is Action.PIN
+    assert choose(above, queued) is not Action.PIN
+    # What others hold too needs no room: only 150 of 1500 tokens wait, and only they cost memory.
+    shared = replace(below, exclusive_tokens=150)
+    saved = (
+        LeastWaste().choose(shared, queued).lose_waste
+        - LeastWaste().choose(shared, BUSY).lose_waste
+    )
+    assert saved == pytest.approx(0.5 * 150)
+
+
 def test_literal_rule_discards_even_with_idle_memory() -> None:
     slow = replace(SESSION, remaining_s=20.0)
     policy = make_policy(RetentionSettings(policy="infercept"))

@@ -1,0 +1,50 @@
+"""The engines that the benchmark compares."""
+
+from __future__ import annotations
+
+from play import Arm
+
+__all__ = ["ARMS", "QUICK", "SIMPLE_RULES", "choose_arms"]
+
+# Every rule that holds may hold as much, so that none wins by its limit.
+_SHARE = {"max_pinned_fraction": 0.9}
+
+ARMS = (
+    Arm("stock, no prefix cache", prefix_caching=False),
+    Arm("same, by first arrival", prefix_caching=False, arrival_order=True),
+    Arm("stock, prefix cache"),
+    Arm("session order only", {"policy": "soft"}),
+    Arm("preserve always", {"policy": "pin", **_SHARE}),
+    Arm("fixed threshold 1 s", {"policy": "heuristic", **_SHARE}),
+    Arm("time to live 10 s", {"policy": "ttl", **_SHARE}),
+    Arm("InferCept, elapsed", {"policy": "infercept", "estimate": "elapsed", **_SHARE}),
+    Arm("InferCept, oracle", {"policy": "infercept", "estimate": "hint", **_SHARE}, is_told=True),
+    Arm("ours", {"policy": "auto", **_SHARE}),
+    Arm("ours, oracle", {"policy": "auto", "estimate": "hint", **_SHARE}, is_told=True),
+)
+SIMPLE_RULES = (
+    "session order only",
+    "preserve always",
+    "fixed threshold 1 s",
+    "time to live 10 s",
+    "InferCept, elapsed",
+)
+"""What needs no model of cost and no oracle: ours should never lose to the best of them."""
+QUICK = (
+    "stock, no prefix cache",
+    "stock, prefix cache",
+    "fixed threshold 1 s",
+    "ours",
+)
+
+
+def choose_arms(names: list[str] | None) -> list[Arm]:
+    """Returns the arms with these names, all of them without names.
+
+    Raises:
+        ValueError: there is no arm of a name.
+    """
+    known = {arm.name: arm for arm in ARMS}
+    if unknown := set(names or ()) - set(known):
+        raise ValueError(f"no arm {sorted(unknown)}; there are {list(known)}")
+    return [known[name] for name in names or known]

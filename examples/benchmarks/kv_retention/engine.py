@@ -1,0 +1,246 @@
+"""A real vLLM engine in this process, as `play` wants it, and the tiny model that it runs.
+
+Import this before vLLM: it sets the environment that makes steps steady on a CPU.
+"""
+
+from __future__ import annotations
+
+import gc
+import os
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+os.environ |= {
+    # In one process, the engine's busy loop does not take a core from the computation.
+    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
+    # Matrices this small gain nothing from a second thread, which a busy machine may not have.
+    "OMP_NUM_THREADS": "1",
+    "VLLM_CPU_KVCACHE_SPACE": "1",
+    "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+    "VLLM_LOGGING_LEVEL": "ERROR",
+    "VLLM_NO_USAGE_STATS": "1",
+    "DO_NOT_TRACK": "1",
+    "HF_HUB_OFFLINE": "1",
+}
+
+import torch
+import transformers
+import vllm
+from adaseek_vllm.flags import with_features
+from play import Arm
+
+__all__ = ["EngineClient", "EngineSize", "open_engine", "save_model"]
+
+
+@dataclass(frozen=True)
+class EngineSize:
+    """What the engine can hold.
+
+    Args:
+        pool_tokens: tokens of the KV cache.
+        block_tokens: tokens of a block; the CPU backend wants a multiple of 32.
+        step_tokens: tokens that a step computes at most.
+        max_num_seqs: requests that run together at most.
+        max_model_len: tokens of a request at most.
+    """
+
+    pool_tokens: int
+    block_tokens: int = 32
+    step_tokens: int = 512
+    max_num_seqs: int = 64
+    max_model_len: int = 4096
+
+    @property
+    def num_blocks(self) -> int:
+        """Blocks of the pool, with vLLM's null block; one request fits in any case."""
+        return max(self.pool_tokens, self.max_model_len) // self.block_tokens + 1
+
+
+@dataclass
+class EngineRecord:
+    """One request; see `play.Record`."""
+
+    prompt: list[int]
+    submitted_s: float
+    output: list[int] = field(default_factory=list)
+    first_token_s: float | None = None
+    finished_s: float | None = None
+
+
+@dataclass(frozen=True)
+class Step:
+    """One step of the engine: what it computed, and how long it took by two clocks."""
+
+    num_tokens: int
+    context_pairs: float
+    seconds: float
+    cpu_s: float
+
+
+def save_model(directory: Path) -> None:
+    """Saves a Llama of six layers with random weights: nobody reads what it says.
+
+    Weights are large, so that no two tokens are about as likely and float32's rounding, which
+    differs with the batch, does not decide which one is taken.
+    """
+    torch.manual_seed(1)
+    config = transformers.LlamaConfig(
+        vocab_size=8192,
+        hidden_size=256,
+        intermediate_size=768,
+        num_hidden_layers=6,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=64,
+        max_position_embeddings=8192,
+        initializer_range=0.2,
+        bos_token_id=1,
+        eos_token_id=2,
+    )
+    transformers.LlamaForCausalLM(config).to(torch.float32).save_pretrained(directory)
+
+
+class EngineClient:
+    """Runs requests in an engine, greedily and to their exact lengths."""
+
+    vocabulary = 8192
+
+    def __init__(self, llm: vllm.LLM, *, arrival_order: bool) -> None:
+        self._engine = llm.llm_engine
+        self._arrival_order = arrival_order
+        self._open: dict[str, EngineRecord] = {}
+        self.steps: list[Step] = []
+        self.num_preemptions = 0
+        self._watch()
+
+    @property
+    def now_s(self) -> float:
+        return time.monotonic()
+
+    @property
+    def is_busy(self) -> bool:
+        return bool(self._open)
+
+    @property
+    def scheduler(self) -> Any:
+        core: Any = self._engine.engine_core
+        return core.engine_core.scheduler
+
+    @property
+    def num_computed_tokens(self) -> int:
+        return sum(step.num_tokens for step in self.steps)
+
+    def submit(
+        self,
+        name: str,
+        prompt: Sequence[int],
+        *,
+        max_tokens: int,
+        session: str | None,
+        first_arrival_s: float,
+        hints: Mapping[str, object],
+    ) -> EngineRecord:
+        params = vllm.SamplingParams(
+            temperature=0.0, max_tokens=max_tokens, ignore_eos=True, detokenize=False,
+            extra_args=dict(hints) or None,
+        )  # fmt: skip
+        record = EngineRecord(list(prompt), self.now_s)
+        self._open[name] = record
+        # The engine's clock of arrivals is the wall's.
+        behind_s = record.submitted_s - first_arrival_s if self._arrival_order else 0.0
+        self._engine.add_request(
+            name,
+            {"prompt_token_ids": record.prompt},
+            params,
+            arrival_time=time.time() - behind_s,
+            session_id=session,
+        )
+        return record
+
+    def step(self) -> list[str]:
+        ended = []
+        for output in self._engine.step():
+            record, now_s = self._open[output.request_id], self.now_s
+            record.output = list(output.outputs[0].token_ids)
+            if record.output and record.first_token_s is None:
+                record.first_token_s = now_s
+            if output.finished:
+                record.finished_s = now_s
+                del self._open[output.request_id]
+                ended.append(output.request_id)
+        return ended
+
+    def wait_until(self, at_s: float) -> None:
+        time.sleep(max(0.0, at_s - self.now_s))
+
+    def _watch(self) -> None:
+        """Times the scheduler's calls, and counts what it schedules and preempts."""
+        scheduler = self.scheduler
+        schedule, update, preempt = (
+            scheduler.schedule, scheduler.update_from_output, scheduler._preempt_request,
+        )  # fmt: skip
+        began: list[tuple[float, float, float, int, float]] = []
+
+        def watched_schedule(*args: Any, **kwargs: Any) -> Any:
+            started_s, cpu_s = time.perf_counter(), time.process_time()
+            output = schedule(*args, **kwargs)
+            used_s = time.process_time() - cpu_s
+            pairs = sum(
+                new * (scheduler.requests[name].num_computed_tokens - new / 2)
+                for name, new in output.num_scheduled_tokens.items()
+            )
+            began.append((started_s, used_s, 0.0, output.total_num_scheduled_tokens, pairs))
+            return output
+
+        def watched_update(*args: Any, **kwargs: Any) -> Any:
+            cpu_s = time.process_time()
+            outputs = update(*args, **kwargs)
+            started_s, used_s, _, num_tokens, pairs = began.pop(0)
+            used_s += time.process_time() - cpu_s
+            self.steps.append(Step(num_tokens, pairs, time.perf_counter() - started_s, used_s))
+            return outputs
+
+        def watched_preempt(*args: Any, **kwargs: Any) -> Any:
+            self.num_preemptions += 1
+            return preempt(*args, **kwargs)
+
+        scheduler.schedule = watched_schedule
+        scheduler.update_from_output = watched_update
+        scheduler._preempt_request = watched_preempt
+
+
+@contextmanager
+def open_engine(model: str, size: EngineSize, arm: Arm) -> Iterator[EngineClient]:
+    """Yields a fresh engine, warmed up and with an empty cache."""
+    by_arrival = arm.settings is not None or arm.arrival_order
+    llm = vllm.LLM(
+        **with_features(
+            model=model,
+            dtype="float32",
+            enforce_eager=True,
+            skip_tokenizer_init=True,
+            max_model_len=size.max_model_len,
+            max_num_seqs=size.max_num_seqs,
+            max_num_batched_tokens=size.step_tokens,
+            block_size=size.block_tokens,
+            num_gpu_blocks_override=size.num_blocks,
+            enable_prefix_caching=arm.prefix_caching,
+            scheduling_policy="priority" if by_arrival else "fcfs",
+            kv_retention=arm.settings,
+        )
+    )
+    prompts = [{"prompt_token_ids": [5 + index] * 300} for index in range(4)]
+    params = vllm.SamplingParams(temperature=0.0, max_tokens=8, ignore_eos=True, detokenize=False)
+    llm.generate(prompts, params, use_tqdm=False)
+    llm.reset_prefix_cache()
+    core: Any = llm.llm_engine.engine_core
+    try:
+        yield EngineClient(llm, arrival_order=arm.arrival_order)
+    finally:
+        core.shutdown()
+        del llm, core
+        gc.collect()

@@ -1,0 +1,255 @@
+"""Policies of KV retention in real vLLM engines on this machine's CPU.
+
+    python examples/benchmarks/kv_retention/run.py --quick      # at most ten minutes
+    python examples/benchmarks/kv_retention/run.py              # about two hours
+
+Sessions of InferCept's trace (or its table) run in a fresh engine for each arm, arm beside arm, in
+turn forwards and backwards over the seeds. A tiny Llama with random weights stands for the model:
+lengths, pauses and pool are scaled so that a pause weighs against computing a context again as on
+the paper's machine. --out gets a line of JSON a run, from which the tables are made. The same
+sessions also run through the simulator, with the step's time as it was measured.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import logging
+import math
+import os
+import tempfile
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from adaseek_vllm.retention.simulator import EngineShape, pretended_config
+from adaseek_vllm.retention.waste import StepCost
+from arms import ARMS, choose_arms
+from engine import EngineClient, EngineSize, open_engine, save_model
+from fit import fit_error, fit_step_cost
+from measures import measure
+from play import Arm, Run, play, play_closed
+from simulate import ONE_SHOTS, PRESETS, SimulatedClient, sustained_rate
+from tables import write_results
+from workload import MIXES, Arrival, Scale, arrivals, mean_context, sample, with_one_shots
+
+QUICK = ("stock, no prefix cache", "stock, prefix cache", "fixed threshold 1 s", "ours")
+# Agents of the closed loop for each mean context that the pool holds: with their tools most of
+# the time, they keep the engine busy.
+AGENTS_PER_CONTEXT = 4
+
+
+@dataclass(frozen=True)
+class Case:
+    """One workload.
+
+    Args:
+        mix: which sessions.
+        load: share of what stock vLLM with its prefix cache can do; 0 for the closed loop.
+        seed: of sessions, arrivals and tokens.
+        pool_contexts: mean contexts that the KV cache holds.
+    """
+
+    mix: str
+    load: float
+    seed: int
+    pool_contexts: int = 16
+
+
+class Bench:
+    """Real engines, and what they were found to be able to do.
+
+    Args:
+        model: folder of the model.
+        window_s: seconds in which sessions arrive.
+        tokens: real tokens that one token stands for.
+    """
+
+    def __init__(self, model: str, *, window_s: float, tokens: float) -> None:
+        self.model = model
+        self.window_s = window_s
+        self.tokens = tokens
+        self.cost = StepCost(0.0, 0.0)
+        self.time_scale = 1.0
+        self.capacity: dict[str, float] = {}
+        self.outputs: dict[tuple[Case, int, int], str] = {}
+        self._configs: dict[str, Any] = {}
+        self.num_compared = 0
+        self.num_different = 0
+
+    def calibrate(self, mixes: Sequence[str]) -> None:
+        """Measures a step's time, from it how pauses are scaled, and what stock vLLM sustains.
+
+        Pauses are scaled so that they weigh against computing a full pool's tokens as on the
+        paper's GPT-J-6B. What stock sustains is found in the simulator, with the time measured.
+        """
+        gpu, (arm,) = PRESETS["6b"], choose_arms(["stock, prefix cache"])
+        assert gpu.pool_tokens is not None
+        case = Case(mixes[0], 1.0, 999)
+        size = self.size(case)
+        with open_engine(self.model, size, arm) as client:
+            arriving = self._arrivals(case, 4.0, 15.0)
+            play(client, arm, arriving, stop_s=15.0, seed=999)
+        self.cost = fit_step_cost(client.steps)
+        ours = self.cost.per_token_s * size.pool_tokens
+        self.time_scale = ours / (gpu.cost.per_token_s * gpu.pool_tokens)
+        for mix in mixes:
+            self.capacity[mix] = self._sustained(Case(mix, 1.0, 999), arm)
+
+    def _sustained(self, case: Case, arm: Arm) -> float:
+        def is_sustained(rate: float) -> bool:
+            client = self._pretended(case, arm, self.cost)
+            arriving = self._arrivals(case, rate, self.window_s)
+            run = play(client, arm, arriving, stop_s=self.window_s, seed=case.seed)
+            return run.num_waiting <= 2 + len(run.sessions) / 100
+
+        return sustained_rate(is_sustained, 0.25, 16.0)
+
+    def size(self, case: Case) -> EngineSize:
+        """Returns the size of the engine for a case."""
+        context = mean_context(sample(case.mix)) / self.tokens
+        return EngineSize(round(case.pool_contexts * context), max_model_len=2048)
+
+    def run(self, case: Case, arm: Arm) -> dict[str, float]:
+        """Returns the measures of one arm in one case, run by a fresh engine."""
+        size = self.size(case)
+        with open_engine(self.model, size, arm) as client:
+            run = self._play(client, case, arm)
+            result = self._measure(run, size, client.num_computed_tokens)
+            used = [step.cpu_s * 1e6 for step in client.steps if step.num_tokens]
+            result |= {
+                "preemptions": client.num_preemptions,
+                "scheduler_cpu_us_p50": float(np.median(used)),
+                "steps": len(client.steps),
+                "step_time_error": fit_error(client.steps, self.cost),
+            }
+        self._compare_outputs(case, run)
+        return result
+
+    def simulate(self, case: Case, arm: Arm, cost: StepCost) -> dict[str, float]:
+        """Returns the measures of the same sessions with a pretended engine of that cost."""
+        client = self._pretended(case, arm, cost)
+        run = self._play(client, case, arm)
+        return self._measure(run, self.size(case), client.engine.num_computed_tokens)
+
+    def _pretended(self, case: Case, arm: Arm, cost: StepCost) -> SimulatedClient:
+        size = self.size(case)
+        shape = EngineShape(
+            num_blocks=size.num_blocks,
+            block_tokens=size.block_tokens,
+            max_num_seqs=size.max_num_seqs,
+            step_tokens=size.step_tokens,
+            max_model_len=size.max_model_len,
+            prefix_caching=arm.prefix_caching,
+            session_order=arm.settings is not None or arm.arrival_order,
+            cost=cost,
+        )
+        key = f"{shape} {arm.settings}"
+        if key not in self._configs:
+            self._configs[key] = pretended_config(shape, arm.settings)
+        return SimulatedClient(shape, arm, self._configs[key])
+
+    def _play(self, client: EngineClient | SimulatedClient, case: Case, arm: Arm) -> Run:
+        stop_s = self.window_s * 1.25
+        if case.load > 0:
+            rate = case.load * self.capacity[case.mix]
+            arriving = self._arrivals(case, rate, self.window_s)
+            return play(client, arm, arriving, stop_s=stop_s, seed=case.seed)
+        supply = arrivals(
+            case.mix, rate=math.inf, window_s=math.inf, seed=case.seed, scale=self._scale
+        )
+        agents = AGENTS_PER_CONTEXT * case.pool_contexts
+        return play_closed(client, arm, supply, agents=agents, stop_s=self.window_s, seed=case.seed)
+
+    @property
+    def _scale(self) -> Scale:
+        return Scale(self.tokens, self.time_scale)
+
+    def _arrivals(self, case: Case, rate: float, window_s: float) -> list[Arrival]:
+        agents = arrivals(case.mix, rate=rate, window_s=window_s, seed=case.seed, scale=self._scale)
+        return with_one_shots(list(agents), per_agent=ONE_SHOTS, seed=case.seed, scale=self._scale)
+
+    def _measure(self, run: Run, size: EngineSize, num_computed: int) -> dict[str, float]:
+        return measure(
+            run,
+            from_s=self.window_s / 4,
+            until_s=self.window_s,
+            pool_tokens=(size.num_blocks - 1) * size.block_tokens,
+            num_computed=num_computed,
+            tokens=self.tokens,
+        )
+
+    def _compare_outputs(self, case: Case, run: Run) -> None:
+        """Counts turns whose tokens differ from another arm's; a turn's prompt holds the last's."""
+        for played in run.sessions:
+            for turn, output in enumerate(played.outputs):
+                key = (case, played.arrival.index, turn)
+                found = hashlib.sha256(json.dumps(list(output)).encode()).hexdigest()
+                if key in self.outputs:
+                    self.num_compared += 1
+                    self.num_different += self.outputs[key] != found
+                self.outputs.setdefault(key, found)
+
+
+def make_cases(
+    *, mixes: Sequence[str], loads: Sequence[float], seeds: Sequence[int], num_idle: int
+) -> list[Case]:
+    """Returns the cases, one seed after the other; the last have more memory than anyone needs."""
+    cases = [Case(mix, load, seed) for seed in seeds for mix in mixes for load in loads]
+    return [*cases, *(Case(mixes[0], 0.5, seed, pool_contexts=64) for seed in seeds[:num_idle])]
+
+
+def run_all(bench: Bench, cases: Sequence[Case], arms: Sequence[Arm], out: Path) -> None:
+    """Runs every arm in every case, the arms of each second seed backwards."""
+    for case in cases:
+        for arm in arms if case.seed % 2 == 0 else arms[::-1]:
+            result = bench.run(case, arm)
+            pretended = bench.simulate(case, arm, bench.cost)
+            row = {
+                **asdict(case),
+                "preset": "cpu" if case.pool_contexts == 16 else "cpu, idle memory",
+                "arm": arm.name,
+                "machine_load": os.getloadavg()[0],
+                **result,
+                **{f"simulated_{key}": value for key, value in pretended.items()},
+            }
+            with out.open("a") as file:
+                file.write(json.dumps(row) + "\n")
+            print(f"{case} {arm.name}: {result['sessions_per_s']:.2f} sessions/s", flush=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--quick", action="store_true", help="four arms, one load, two seeds")
+    parser.add_argument("--arms", nargs="+", metavar="NAME", help="only arms with these names")
+    parser.add_argument("--mixes", nargs="+", choices=MIXES)
+    parser.add_argument("--loads", type=float, nargs="+", help="shares of capacity; 0: closed loop")
+    parser.add_argument("--seeds", type=int, nargs="+")
+    parser.add_argument("--window", type=float, help="seconds in which sessions arrive")
+    parser.add_argument("--tokens", type=float, default=4.0, help="real tokens of one token")
+    parser.add_argument("--out", type=Path, default=Path("kv_retention_cpu.jsonl"))
+    options = parser.parse_args()
+    logging.disable(logging.WARNING)
+    is_quick = options.quick
+    arms = choose_arms(options.arms or (list(QUICK) if is_quick else [arm.name for arm in ARMS]))
+    mixes = options.mixes or (["trace"] if is_quick else list(MIXES))
+    loads = options.loads or ([0.9, 0.0] if is_quick else [0.5, 0.75, 0.9, 1.1, 0.0])
+    seeds = options.seeds or list(range(2 if is_quick else 4))
+    window_s = options.window or (16.0 if is_quick else 60.0)
+    with tempfile.TemporaryDirectory() as folder:
+        save_model(Path(folder))
+        bench = Bench(folder, window_s=window_s, tokens=options.tokens)
+        bench.calibrate(mixes)
+        print(f"step {bench.cost}, pauses x {bench.time_scale:.3f}, capacity {bench.capacity}")
+        num_idle = 1 if is_quick else 2
+        cases = make_cases(mixes=mixes, loads=loads, seeds=seeds, num_idle=num_idle)
+        run_all(bench, cases, arms, options.out)
+    print(f"{bench.num_compared} turns compared with another arm's, {bench.num_different} differ")
+    print(write_results(options.out))
+
+
+if __name__ == "__main__":
+    main()

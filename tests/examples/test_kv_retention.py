@@ -1,0 +1,119 @@
+"""The benchmark of KV retention: its workload, its statistics, and a short simulated run."""
+
+from __future__ import annotations
+
+import importlib
+import itertools
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+FOLDER = Path(__file__).parents[2] / "examples" / "benchmarks" / "kv_retention"
+
+
+@pytest.fixture(scope="module")
+def load() -> Iterator[Any]:
+    """Returns a function that imports a module of the benchmark."""
+    before = set(sys.modules)
+    sys.path.insert(0, str(FOLDER))
+
+    def load_module(name: str) -> ModuleType:
+        return importlib.import_module(name)
+
+    yield load_module
+    sys.path.remove(str(FOLDER))
+    for name in set(sys.modules) - before:
+        if str(getattr(sys.modules[name], "__file__", "")).startswith(str(FOLDER)):
+            del sys.modules[name]
+
+
+def test_every_arm_sees_the_same_sessions(load: Any) -> None:
+    workload = load("workload")
+    for mix in workload.MIXES:
+        scale = workload.Scale(tokens=2.0, time=0.5)
+        first, second = (
+            list(workload.arrivals(mix, rate=2.0, window_s=30.0, seed=3, scale=scale))
+            for _ in range(2)
+        )
+        assert first == second
+        assert 30 < len(first) < 100
+        assert [a.at_s for a in first] == sorted(a.at_s for a in first)
+
+
+def test_scaling_divides_texts_and_multiplies_pauses(load: Any) -> None:
+    workload = load("workload")
+    session = workload.Session("qa", (workload.Turn(100, 10, 2.0), workload.Turn(1, 1, 0.0)))
+    scaled = workload.Scale(tokens=4.0, time=0.5).apply(session)
+    assert scaled.turns == (workload.Turn(25, 2, 1.0), workload.Turn(1, 1, 0.0))
+
+
+def test_drawn_sessions_have_the_tables_means(load: Any) -> None:
+    workload = load("workload")
+    drawn = workload.arrivals("table", rate=1.0, window_s=1e9, seed=0, scale=workload.Scale())
+    sessions = [arrival.session for arrival in itertools.islice(drawn, 4000)]
+    for kind, calls, context in (
+        ("math", 3.75, 1422),
+        ("qa", 2.52, 1846),
+        ("embodied", 28.2, 2185),
+    ):
+        mine = [session for session in sessions if session.kind == kind]
+        mean_calls = sum(len(session.turns) - 1 for session in mine) / len(mine)
+        assert mean_calls == pytest.approx(calls, rel=0.15)
+        assert workload.mean_context(mine) == pytest.approx(context, rel=0.15)
+
+
+def test_ratio_is_paired_by_seed(load: Any) -> None:
+    report = load("report")
+    rows = [
+        {"preset": "p", "mix": "m", "load": 1.0, "seed": seed, "arm": arm, "x": value * 10.0**seed}
+        for seed in range(4)
+        for arm, value in (("a", 2.0), ("b", 1.0))
+    ]
+    assert report.paired_ratio(rows, "x", "a", "b") == pytest.approx((2.0, 2.0, 2.0))
+    assert report.paired_ratio(rows, "x", "a", "c") is None
+
+
+def test_fit_finds_the_line_among_outliers(load: Any) -> None:
+    fit = load("fit")
+
+    class Step:
+        def __init__(self, index: int) -> None:
+            self.num_tokens = 1 + index * 37 % 200
+            self.context_pairs = float(index * 91 % 5000)
+            self.seconds = 0.01 + 2e-4 * self.num_tokens + 1e-6 * self.context_pairs
+            self.seconds += 1.0 if index % 17 == 3 else 0.0
+
+    cost = fit.fit_step_cost([Step(index) for index in range(200)])
+    assert cost.fixed_s == pytest.approx(0.01, rel=0.01)
+    assert cost.per_token_s == pytest.approx(2e-4, rel=0.01)
+    assert cost.per_context_token_s == pytest.approx(1e-6, rel=0.01)
+    with pytest.raises(ValueError, match="20"):
+        fit.fit_step_cost([])
+
+
+def test_short_simulation_is_resumed_not_repeated(load: Any, tmp_path: Path) -> None:
+    simulate, arms = load("simulate"), load("arms")
+    bench = simulate.Bench(scale=8, window_s=12.0)
+    chosen = arms.choose_arms(["stock, prefix cache", "ours"])
+    cases = [simulate.Case("6b-small", "trace", 0.9, 0)]
+    out = tmp_path / "runs.jsonl"
+    simulate.run_all(bench, cases, chosen, out)
+    text = out.read_text()
+    rows = [json.loads(line) for line in text.splitlines()]
+    assert [row["arm"] for row in rows] == ["stock, prefix cache", "ours"]
+    assert all(row["latency_p50_ms"] > 0 for row in rows)
+    simulate.run_all(bench, cases, chosen, out)
+    assert out.read_text() == text
+    table = load("tables").write_results(out)
+    assert "| ours |" in table
+    assert out.with_suffix(".html").exists()
+
+
+def test_unknown_arm_is_named(load: Any) -> None:
+    with pytest.raises(ValueError, match="no arm \\['nonsense'\\]"):
+        load("arms").choose_arms(["nonsense"])
