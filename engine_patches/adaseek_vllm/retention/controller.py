@@ -259,8 +259,12 @@ class RetentionController:
             self.estimator.ended(session)
             session.paused_s = None
             self.sessions.remove(session.key)
+            self.on_host.discard(session.key)
+            own = released[session.num_first_blocks :]
+            if self._host is not None:
+                self._host.forget(own)
             num_released += len(released)
-            reuse_first += released[session.num_first_blocks :]
+            reuse_first += own
         return num_released, reuse_first
 
     def release_all(self) -> None:
