@@ -40,6 +40,7 @@ class TreeCPUModelRunner(CPUModelRunner):  # type: ignore[misc]
 
     # One step's drafts and trees; set by `_prepare_inputs`, read until the step's end.
     _drafts: list[TreeTokens]
+    _accepted: list[tuple[int, ...]]
     _forward: TreeForward | None
     _started_s: float
     _is_decoding: bool
@@ -65,6 +66,7 @@ class TreeCPUModelRunner(CPUModelRunner):  # type: ignore[misc]
         drafted = scheduler_output.scheduled_spec_decode_tokens
         request_ids = self.input_batch.req_ids
         self._drafts = [_as_tree(drafted.get(request_id, ())) for request_id in request_ids]
+        self._accepted = [() for _ in request_ids]
         ends = np.cumsum(num_scheduled_tokens)
         trees = [
             self._request_tree(index, draft, int(ends[index]))
@@ -120,6 +122,7 @@ class TreeCPUModelRunner(CPUModelRunner):  # type: ignore[misc]
 
         self._learn(logits, spec_decode_metadata)
         verified = batch_walk(self._walkable_drafts(), choose)
+        self._accepted = [one.rows for one in verified]
         self._move_accepted(verified)
         if self._is_decoding:
             self._proposer.step_cost.observe(len(logits), time.perf_counter() - self._started_s)
@@ -150,19 +153,34 @@ class TreeCPUModelRunner(CPUModelRunner):  # type: ignore[misc]
                 written.move(sources, targets)
 
     def propose_draft_token_ids(
-        self, scheduler_output: Any, sampled_token_ids: Any, *_args: Any, **_kwargs: Any
+        self,
+        scheduler_output: Any,
+        sampled_token_ids: Any,
+        _sampling_metadata: Any,
+        hidden_states: torch.Tensor,
+        *_args: Any,
+        **_kwargs: Any,
     ) -> Any:
-        batch = self.input_batch
-        return self._proposer.draft(
-            [
-                DraftRequest(
-                    request_id=request_id,
-                    tokens=batch.token_ids_cpu[index, : batch.num_tokens_no_spec[index]],
-                    num_new_tokens=len(sampled_token_ids[index]),
-                )
-                for index, request_id in enumerate(batch.req_ids)
-            ]
-        )
+        batch, requests, end = self.input_batch, list[DraftRequest](), 0
+        for index, request_id in enumerate(batch.req_ids):
+            num_rows = scheduler_output.num_scheduled_tokens[request_id]
+            end += num_rows
+            request = DraftRequest(
+                request_id=request_id,
+                tokens=batch.token_ids_cpu[index, : batch.num_tokens_no_spec[index]],
+                num_new_tokens=len(sampled_token_ids[index]),
+                hidden=hidden_states[self._kept_rows(index, end - num_rows, end)],
+                first_hidden=int(self.optimistic_seq_lens_cpu[index]) - num_rows,
+            )
+            requests.append(request)
+        return self._proposer.draft(requests)
+
+    def _kept_rows(self, index: int, start: int, end: int) -> slice | list[int]:
+        """Rows of one request among the step's that stay: all but the rejected drafts."""
+        root = end - len(self._drafts[index]) - 1
+        if not self._accepted[index]:
+            return slice(start, root + 1)
+        return [*range(start, root + 1), *(root + row for row in self._accepted[index])]
 
     def _on_request_state_removed(self, req_id: str, req_state: Any) -> None:
         super()._on_request_state_removed(req_id, req_state)
