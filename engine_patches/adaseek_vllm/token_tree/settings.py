@@ -92,7 +92,7 @@ class TreeSettings:
         return {**asdict(self), "sources": list(self.sources), "drafts": list(self.drafts)}
 
     def make_sources(self) -> list[DraftSource]:
-        """Returns new sources in the order of their names; drafts need the target and come later."""
+        """Returns new sources in the order of their names; draft models are loaded elsewhere."""
         return [SOURCES[name]() for name in self.sources]
 
 

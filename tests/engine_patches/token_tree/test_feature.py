@@ -43,6 +43,7 @@ def test_flag_sets_worker_scheduler_and_proposer() -> None:
     assert arguments["additional_config"]["token_tree"] == {
         "num_nodes": 7,
         "sources": ["suffix"],
+        "drafts": [],
         "shape": "tree",
         "budget": "cost",
     }

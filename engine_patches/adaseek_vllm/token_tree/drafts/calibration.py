@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from bisect import bisect
 from collections.abc import Sequence
+from itertools import pairwise
 
 from adaseek_vllm.token_tree.guesses import Guesses
 from adaseek_vllm.token_tree.tree import ROOT
@@ -11,7 +12,7 @@ from adaseek_vllm.token_tree.tree import ROOT
 __all__ = ["Calibration", "DraftedTree"]
 
 _EDGES = (0.02, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.98)
-_CENTRES = (0.01, *((a + b) / 2 for a, b in zip(_EDGES, _EDGES[1:], strict=False)), 0.99)
+_CENTRES = (0.01, *((a + b) / 2 for a, b in pairwise(_EDGES)), 0.99)
 _DEPTHS = 4
 """Depths that are told apart; all deeper ones count as the last."""
 _PRIOR = 8.0

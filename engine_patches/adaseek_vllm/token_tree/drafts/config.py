@@ -58,8 +58,8 @@ class DraftConfig:
                 raise DraftError(f"`{field.name}` is {value!r}, but must be an integer >= 1.")
         if self.hidden_size % (2 * self.num_heads):
             raise DraftError(
-                f"`hidden_size` is {self.hidden_size}, but must be a multiple of twice `num_heads`, "
-                f"which is {self.num_heads}."
+                f"`hidden_size` is {self.hidden_size}, but must be a multiple of twice "
+                f"`num_heads`, which is {self.num_heads}."
             )
 
     def save(self, directory: Path) -> None:

@@ -44,7 +44,7 @@ class Batch:
 
 
 def vocabulary(documents: Iterable[Document], num_tokens: int, vocab_size: int) -> Tensor:
-    """Returns the most frequent tokens, what the target said counting tenfold, [V] int64, sorted."""
+    """Returns the most frequent tokens, sorted, [V] int64; the target's own count tenfold."""
     counts = np.zeros(vocab_size, dtype=np.int64)
     for document in documents:
         np.add.at(counts, document.tokens, 1)

@@ -21,7 +21,6 @@ __all__ = ["Plan", "draft_logits", "fit", "loss_of"]
 _DEPTH_WEIGHT = 0.85
 """A node one deeper is reached this much less often, or about so."""
 _WARM_UP = 0.03
-_SECONDS_BETWEEN_CHECKPOINTS = 30.0
 
 
 @dataclass(frozen=True)
@@ -77,6 +76,7 @@ def fit(
     *,
     weights: Tensor | None = None,
     report: Callable[[int, float], None] = lambda _step, _loss: None,
+    seconds_between_saves: float = 30.0,
 ) -> None:
     """Trains `model` in place.
 
@@ -86,7 +86,8 @@ def fit(
         plan: how long.
         checkpoint: file of the state; it stays after the end, so that a later call does nothing.
         weights: how often each of `corpus.roots` is wanted; None: all alike.
-        report: called with step and mean loss now and then.
+        report: called with step and mean loss after each save.
+        seconds_between_saves: how much a killed run loses at most.
 
     Raises:
         DraftError: the checkpoint cannot be read.
@@ -108,7 +109,7 @@ def fit(
         optimizer.step()
         step += 1
         losses.append(loss.item())
-        if time.monotonic() - saved_s > _SECONDS_BETWEEN_CHECKPOINTS:
+        if time.monotonic() - saved_s > seconds_between_saves:
             _save(model, optimizer, checkpoint, step, time.monotonic() - began_s)
             report(step, sum(losses) / len(losses))
             saved_s, losses = time.monotonic(), []

@@ -15,8 +15,8 @@ T width of the target, V tokens of the trimmed vocabulary.
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn import functional
 
 from adaseek_vllm.token_tree.drafts.config import DraftConfig
 
@@ -78,7 +78,7 @@ class DraftModel(nn.Module):
         inputs: Tensor = self.embedding(tokens)
         if hidden is None or not hidden.shape[1]:
             return inputs
-        normed = F.rms_norm(hidden.to(inputs.dtype), (hidden.shape[-1],), eps=_EPSILON)
+        normed = functional.rms_norm(hidden.to(inputs.dtype), (hidden.shape[-1],), eps=_EPSILON)
         added = self.hidden_in(normed)
         return torch.cat([inputs[:, : added.shape[1]] + added, inputs[:, added.shape[1] :]], dim=1)
 
@@ -103,7 +103,7 @@ class DraftModel(nn.Module):
 
     def logits(self, states: Tensor) -> Tensor:
         """Returns logits over the trimmed vocabulary, [..., V]."""
-        return F.linear(self.hidden_out(states), self.output_rows)
+        return functional.linear(self.hidden_out(states), self.output_rows)
 
 
 class _Layer(nn.Module):
@@ -124,22 +124,22 @@ class _Layer(nn.Module):
 
     def forward(
         self,
-        x_BSH: Tensor,
+        x_bsh: Tensor,
         rotation: tuple[Tensor, Tensor],
         mask: Tensor | None,
         past: tuple[Tensor, Tensor] | None,
     ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
-        heads = self.qkv(self.attention_norm(x_BSH)).unflatten(-1, (3, self.num_heads, -1))
-        q_BNSD, k_BNSD, v_BNSD = heads.permute(2, 0, 3, 1, 4)
-        q_BNSD, k_BNSD = _rotated(q_BNSD, rotation), _rotated(k_BNSD, rotation)
+        heads = self.qkv(self.attention_norm(x_bsh)).unflatten(-1, (3, self.num_heads, -1))
+        q_bnsd, k_bnsd, v_bnsd = heads.permute(2, 0, 3, 1, 4)
+        q_bnsd, k_bnsd = _rotated(q_bnsd, rotation), _rotated(k_bnsd, rotation)
         if past is not None:
-            k_BNSD, v_BNSD = torch.cat([past[0], k_BNSD], 2), torch.cat([past[1], v_BNSD], 2)
-        seen_BNSD = F.scaled_dot_product_attention(
-            q_BNSD, k_BNSD, v_BNSD, attn_mask=mask, is_causal=mask is None
+            k_bnsd, v_bnsd = torch.cat([past[0], k_bnsd], 2), torch.cat([past[1], v_bnsd], 2)
+        seen_bnsd = functional.scaled_dot_product_attention(
+            q_bnsd, k_bnsd, v_bnsd, attn_mask=mask, is_causal=mask is None
         )
-        x_BSH = x_BSH + self.attention_out(seen_BNSD.transpose(1, 2).flatten(2))
-        gate, up = self.gate_up(self.inner_norm(x_BSH)).chunk(2, dim=-1)
-        return x_BSH + self.down(F.silu(gate) * up), (k_BNSD, v_BNSD)
+        x_bsh = x_bsh + self.attention_out(seen_bnsd.transpose(1, 2).flatten(2))
+        gate, up = self.gate_up(self.inner_norm(x_bsh)).chunk(2, dim=-1)
+        return x_bsh + self.down(functional.silu(gate) * up), (k_bnsd, v_bnsd)
 
 
 def _rotation(positions: Tensor, width: int) -> tuple[Tensor, Tensor]:
@@ -149,7 +149,7 @@ def _rotation(positions: Tensor, width: int) -> tuple[Tensor, Tensor]:
     return angles.cos(), angles.sin()
 
 
-def _rotated(x_BNSD: Tensor, rotation: tuple[Tensor, Tensor]) -> Tensor:
-    first, second = x_BNSD.chunk(2, dim=-1)
-    cos, sin = (part.to(x_BNSD.dtype) for part in rotation)
+def _rotated(x_bnsd: Tensor, rotation: tuple[Tensor, Tensor]) -> Tensor:
+    first, second = x_bnsd.chunk(2, dim=-1)
+    cos, sin = (part.to(x_bnsd.dtype) for part in rotation)
     return torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1)

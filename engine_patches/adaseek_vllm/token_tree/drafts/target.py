@@ -61,7 +61,7 @@ def output_rows(directory: Path, tokens: Sequence[int]) -> torch.Tensor:
     found: dict[str, Path] = {}
     for path in sorted(directory.glob("*.safetensors")):
         with safe_open(path, framework="pt") as file:
-            found |= {name: path for name in file.keys()}  # noqa: SIM118: no mapping
+            found |= dict.fromkeys(file.keys(), path)
     for ending in (_OUTPUT, _EMBEDDING):
         for name, path in found.items():
             if name.endswith(ending):

@@ -1,0 +1,47 @@
+"""The draft model: what it attends to, and that drafting in a tree is reading each path."""
+
+from __future__ import annotations
+
+from types import ModuleType
+
+import torch
+
+
+def test_hidden_states_change_what_follows_and_nothing_before(toy: ModuleType) -> None:
+    model = toy.model(is_random=True)
+    tokens = torch.randint(0, 32, (1, 5))
+    hidden = torch.randn(1, 3, toy.WIDTH)
+    changed = hidden.clone()
+    changed[0, 2] += 1.0
+    positions = torch.arange(5)[None]
+    before, _ = model(model.embed(tokens, hidden), positions, None)
+    after, _ = model(model.embed(tokens, changed), positions, None)
+    assert torch.allclose(before[:, :2], after[:, :2], atol=1e-5)
+    assert not torch.allclose(before[:, 2:], after[:, 2:], atol=1e-3)
+
+
+def test_tokens_without_hidden_states_are_embedded_alone(toy: ModuleType) -> None:
+    model = toy.model(is_random=True)
+    tokens = torch.randint(0, 32, (2, 4))
+    with_some = model.embed(tokens, torch.randn(2, 2, toy.WIDTH))
+    assert torch.equal(with_some[:, 2:], model.embed(tokens)[:, 2:])
+    assert torch.equal(model.embed(tokens, torch.randn(2, 0, toy.WIDTH)), model.embed(tokens))
+
+
+def test_reading_in_parts_is_reading_at_once(toy: ModuleType) -> None:
+    model = toy.model(is_random=True)
+    inputs = model.embed(torch.randint(0, 32, (2, 6)))
+    whole, _ = model(inputs, torch.arange(6)[None], None)
+    _, memory = model(inputs[:, :5], torch.arange(5)[None], None)
+    mask = torch.ones(2, 1, 1, 6, dtype=torch.bool)
+    last, _ = model(inputs[:, 5:], torch.tensor([[5]]), mask, memory)
+    assert torch.allclose(whole[:, 5:], last, atol=1e-4)
+
+
+def test_start_keeps_angles_between_the_target_s_rows(toy: ModuleType) -> None:
+    draft, rows = toy.model(), toy.rows()[toy.vocabulary()]
+    mine = draft.embedding.weight[:-1]
+    similar = torch.nn.functional.cosine_similarity
+    wanted = similar(rows[:, None], rows[None], dim=-1)
+    assert torch.allclose(similar(mine[:, None], mine[None], dim=-1), wanted, atol=1e-3)
+    assert draft.embedding.weight[-1].abs().max() == 0
