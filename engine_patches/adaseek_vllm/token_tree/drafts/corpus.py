@@ -134,6 +134,17 @@ class Corpus:
         self._wanted = torch.cat(wanted)
         self._chances = torch.cat(chances) * (known & has_state)[:, None]
 
+    def transitions(self, most: int) -> tuple[Tensor, Tensor, Tensor] | None:
+        """Returns tokens [N], the states that chose them and those after them, both [N, T].
+
+        At most `most`, evenly spread; None if the target has not read these texts.
+        """
+        if self._hidden is None:
+            return None
+        at = torch.cat([self.roots, self.other_roots]).sort().values
+        at = at[:: max(1, len(at) // most)]
+        return self._tokens[at], self._hidden[at - 1], self._hidden[at]
+
     def batch(self, roots: Tensor) -> Batch:
         """Returns the examples with these roots."""
         steps = torch.arange(1 - self.window, self.depth + 1)

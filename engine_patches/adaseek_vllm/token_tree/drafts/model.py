@@ -24,6 +24,7 @@ __all__ = ["DraftModel", "Memory"]
 
 _ROPE_BASE = 10_000.0
 _EPSILON = 1e-6
+_RIDGE = 1e-2
 
 Memory = list[tuple[Tensor, Tensor]]
 """Keys and values of each layer, both [B, N, K, D]."""
@@ -67,6 +68,37 @@ class DraftModel(nn.Module):
         self.embedding.weight[:-1, :rank] = projected / projected.std().clamp_min(1e-12)
         # Logits of about unit size: the draft begins with hardly an opinion.
         self.hidden_out.weight[:, :rank] = basis / output_rows.norm(dim=1).mean().clamp_min(1e-12)
+
+    @torch.no_grad()
+    def foresee(self, tokens: Tensor, before: Tensor, after: Tensor) -> None:
+        """Starts as the best linear guess of the target's next hidden state.
+
+        Ridge regression from the state that chose a token, and the token's output row, to the
+        state after it; then its best approximation of rank H. It takes seconds, and what it finds
+        would take the training long.
+
+        Args:
+            tokens: trimmed ids, [N].
+            before: states that chose them, [N, T].
+            after: states after them, [N, T].
+        """
+        width = before.shape[1]
+        table = torch.cat([self.output_rows, torch.zeros(1, width)])
+        gram, products = torch.zeros(2 * width, 2 * width), torch.zeros(2 * width, width)
+        for part in torch.arange(len(tokens)).split(4096):
+            states = functional.rms_norm(before[part].float(), (width,), eps=_EPSILON)
+            x = torch.cat([states, table[tokens[part]]], dim=1)
+            gram += x.T @ x
+            products += x.T @ after[part].float()
+        gram += _RIDGE * gram.diagonal().mean() * torch.eye(2 * width)
+        best = torch.linalg.solve(gram, products)
+        basis = torch.linalg.eigh(best.T @ gram @ best).eigenvectors.flip(1)
+        rank = min(self.config.hidden_size, width)
+        inwards = best @ basis[:, :rank]
+        size = (inwards.T @ gram @ inwards).trace() / len(tokens) / self.config.hidden_size
+        self.hidden_in.weight[:rank] = inwards[:width].T
+        self.embedding.weight[:-1, :rank] = self.output_rows @ inwards[width:]
+        self.hidden_out.weight[:, :rank] = basis[:, :rank] * size.sqrt()
 
     def embed(self, tokens: Tensor, hidden: Tensor | None = None) -> Tensor:
         """Returns the inputs of tokens, [B, S, H].

@@ -43,7 +43,9 @@ _GENERATION, _TEXT = 0.45, 0.1
 _HIT_WEIGHT = 0.1
 """How often a place that earlier drafts get right is wanted, against one that they miss."""
 _MAX_TEXT_BYTES = 8_000_000
-_DEPTH = 8
+_DEPTH, _LEARNED_DEPTH = 8, 5
+"""Drafted tokens behind a root in the report, and in training, where the deeper ones cost much."""
+_MAX_TRANSITIONS = 40_000
 
 Say = Callable[[str], None]
 
@@ -156,12 +158,14 @@ def train_on(
     rows = output_rows(target, tokens.tolist())
     ids = trimmed(tokens, facts.vocab_size)
 
-    def laid_out(documents: list[Document]) -> Corpus:
-        return Corpus(documents, ids=ids, output_rows=rows, window=config.window, depth=_DEPTH)
+    def laid_out(documents: list[Document], depth: int) -> Corpus:
+        return Corpus(documents, ids=ids, output_rows=rows, window=config.window, depth=depth)
 
-    learned, held_out = laid_out(answered[0]), laid_out(answered[1])
+    learned, held_out = laid_out(answered[0], _LEARNED_DEPTH), laid_out(answered[1], _DEPTH)
     say(f"2/4 a first model learns {sum(len(one.tokens) for one in plain)} tokens of text")
-    base = _first_model(config, tokens, rows, settings, work, laid_out(plain) if plain else None)
+    base = _first_model(config, tokens, rows, learned, settings)
+    if plain and len((texts := laid_out(plain, _LEARNED_DEPTH)).roots):
+        fit(base, texts, settings.plan(_TEXT), work / "text.pt", report=_reporter(say, "text"))
     say(f"3/4 drafts learn {len(learned.roots)} tokens that the target said")
     models: list[DraftModel] = []
     for number, path in enumerate(draft_directories(directory, settings.num_drafts), start=1):
@@ -271,18 +275,13 @@ def _local(target: str) -> str:
 
 
 def _first_model(
-    config: DraftConfig,
-    tokens: Tensor,
-    rows: Tensor,
-    settings: TrainSettings,
-    work: Path,
-    texts: Corpus | None,
+    config: DraftConfig, tokens: Tensor, rows: Tensor, learned: Corpus, settings: TrainSettings
 ) -> DraftModel:
     torch.manual_seed(settings.seed)
     model = DraftModel(config)
     model.start_from(tokens, rows)
-    if texts is not None and len(texts.roots):
-        fit(model, texts, settings.plan(_TEXT), work / "text.pt")
+    if (transitions := learned.transitions(_MAX_TRANSITIONS)) is not None:
+        model.foresee(*transitions)
     return model
 
 

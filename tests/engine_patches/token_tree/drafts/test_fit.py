@@ -33,14 +33,14 @@ def test_killed_training_ends_where_an_undisturbed_one_does(
     undisturbed, killed, resumed = toy.model(), toy.model(), toy.model(seed=5)
     fit(undisturbed, corpus, whole, tmp_path / "a.pt")
 
-    class Killed(Exception):
+    class KilledError(Exception):
         pass
 
     def kill(step: int, _loss: float) -> None:
         if step == 5:
-            raise Killed
+            raise KilledError
 
-    with pytest.raises(Killed):
+    with pytest.raises(KilledError):
         fit(killed, corpus, whole, tmp_path / "b.pt", report=kill, seconds_between_saves=0.0)
     fit(resumed, corpus, whole, tmp_path / "b.pt")
     for name, parameter in undisturbed.state_dict().items():
@@ -60,7 +60,7 @@ def test_finished_training_is_not_repeated(toy: ModuleType, tmp_path: Path) -> N
 def test_damaged_checkpoint_is_named(toy: ModuleType, tmp_path: Path) -> None:
     path = tmp_path / "a.pt"
     path.write_bytes(b"no checkpoint")
-    with pytest.raises(DraftError, match="a.pt cannot be read"):
+    with pytest.raises(DraftError, match=r"a\.pt cannot be read"):
         fit(toy.model(), toy.corpus(toy.documents(2, 0)), Plan(steps=1), path)
 
 

@@ -45,3 +45,19 @@ def test_start_keeps_angles_between_the_target_s_rows(toy: ModuleType) -> None:
     wanted = similar(rows[:, None], rows[None], dim=-1)
     assert torch.allclose(similar(mine[:, None], mine[None], dim=-1), wanted, atol=1e-3)
     assert draft.embedding.weight[-1].abs().max() == 0
+
+
+def test_foreseeing_draft_is_right_where_a_line_tells_what_comes(toy: ModuleType) -> None:
+    """A target whose next state is a linear map of the last state and the token's row."""
+    model, rows = toy.model(), toy.rows()[toy.vocabulary()]
+    generator = torch.Generator().manual_seed(3)
+    maps = torch.randn(2, toy.WIDTH, toy.WIDTH, generator=generator) / toy.WIDTH**0.5
+    before = torch.randn(3000, toy.WIDTH, generator=generator)
+    tokens = torch.randint(0, len(rows), (3000,), generator=generator)
+    after = before @ maps[0] + rows[tokens] @ maps[1]
+    model.foresee(tokens[:2000], before[:2000], after[:2000])
+    states, _ = model(
+        model.embed(tokens[2000:, None], before[2000:, None]), torch.zeros(1, 1), None
+    )
+    right = model.logits(states)[:, 0].argmax(-1) == (after[2000:] @ rows.T).argmax(-1)
+    assert right.float().mean() > 0.8
