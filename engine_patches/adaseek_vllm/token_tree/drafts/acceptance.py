@@ -35,7 +35,8 @@ def ranks(model: DraftModel, corpus: Corpus, documents: Sequence[int]) -> Ranks:
     found: Ranks = []
     for index in documents:
         parts = [
-            _ranks(model, corpus, some) for some in corpus.roots_by_document[index].split(_BATCH)
+            _ranks(model, corpus, some)
+            for some in torch.split(corpus.roots_by_document[index], _BATCH)
         ]
         found.append(torch.cat(parts).numpy() if parts else np.empty((0, corpus.depth + 1), int))
     return found

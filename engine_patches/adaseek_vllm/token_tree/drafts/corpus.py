@@ -127,7 +127,7 @@ class Corpus:
         num = min(_TEACHER_TOKENS, self._unknown)
         rows = output_rows.to(self._hidden.dtype)
         chances, wanted = list[Tensor](), list[Tensor]()
-        for hidden in self._hidden.split(2048):
+        for hidden in torch.split(self._hidden, 2048):
             top = (hidden @ rows.T).float().softmax(-1).topk(num)
             chances.append(top.values / top.values.sum(-1, keepdim=True))
             wanted.append(top.indices)

@@ -45,7 +45,7 @@ def load_draft(directory: Path, dtype: torch.dtype = torch.bfloat16) -> DraftMod
     except RuntimeError as error:
         raise DraftError(f"The weights {path} do not fit its configuration: {error}") from error
     limit, tokens = config.target.vocab_size, model.tokens
-    if len(tokens.unique()) != len(tokens) or not 0 <= tokens.min() <= tokens.max() < limit:
+    if len(set(tokens.tolist())) != len(tokens) or not 0 <= tokens.min() <= tokens.max() < limit:
         raise DraftError(
             f"The vocabulary of {path} must be different numbers from 0 to {limit - 1}."
         )

@@ -39,7 +39,7 @@ class Plan:
 
     seconds: float = math.inf
     steps: int | None = None
-    batch: int = 96
+    batch: int = 64
     learning_rate: float = 1e-3
     seed: int = 0
     prompt_share: float = 0.2
@@ -104,7 +104,7 @@ def fit(
             logits = draft_logits(model, batch)
         loss = loss_of(logits.float(), batch)
         optimizer.zero_grad(set_to_none=True)
-        loss.backward()
+        torch.autograd.backward(loss)
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         step += 1

@@ -85,7 +85,7 @@ class DraftModel(nn.Module):
         width = before.shape[1]
         table = torch.cat([self.output_rows, torch.zeros(1, width)])
         gram, products = torch.zeros(2 * width, 2 * width), torch.zeros(2 * width, width)
-        for part in torch.arange(len(tokens)).split(4096):
+        for part in torch.split(torch.arange(len(tokens)), 4096):
             states = functional.rms_norm(before[part].float(), (width,), eps=_EPSILON)
             x = torch.cat([states, table[tokens[part]]], dim=1)
             gram += x.T @ x

@@ -82,6 +82,10 @@ class DraftModelSource:
         """Requests of which something is kept."""
         return max(len(self._drafted), len(self._windows))
 
+    def pass_seconds(self, num_rows: int) -> float:
+        """Returns what one pass over so many rows takes, as measured so far."""
+        return self._pass_cost(num_rows)
+
     def draft(self, request: DraftRequest, max_nodes: int) -> Guesses:
         """Returns guesses about one request, whatever they cost."""
         return self.draft_batch([request], max_nodes, None)[0]

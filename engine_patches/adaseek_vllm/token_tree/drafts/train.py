@@ -36,7 +36,7 @@ from adaseek_vllm.token_tree.drafts.prompts import Prompt, is_held_out, read_pro
 from adaseek_vllm.token_tree.drafts.report import acceptance_report, save_report
 from adaseek_vllm.token_tree.drafts.target import facts_of, load_tokenizer, output_rows, tokenised
 
-__all__ = ["TrainSettings", "draft_directories", "train", "train_on"]
+__all__ = ["TrainSettings", "answers", "draft_directories", "train", "train_on"]
 
 _GENERATION, _TEXT = 0.45, 0.1
 """Shares of the time; the rest is for the drafts."""
@@ -126,7 +126,7 @@ def train(
     _generate(
         target, work, settings, tokenised(asked, tokenizer, settings.max_prompt_tokens), tokenizer
     )
-    answered = _answers(work / "continuations", asked)
+    answered = answers(work / "continuations", asked)
     plain = _plain(texts, asked, tokenizer)
     return train_on(answered, plain, Path(_local(target)), facts, directory, settings, say=say)
 
@@ -232,8 +232,16 @@ def _generate(
         raise DraftError(f"The target could not answer the prompts: see {work / 'engine.log'}.")
 
 
-def _answers(directory: Path, prompts: Sequence[Prompt]) -> tuple[list[Document], list[Document]]:
-    """Returns what is for training and what is held out."""
+def answers(directory: Path, prompts: Sequence[Prompt]) -> tuple[list[Document], list[Document]]:
+    """Returns what the target said: what is for training, and what is held out.
+
+    Args:
+        directory: `training/continuations` of a training's folder.
+        prompts: those of the training, in the file's order.
+
+    Raises:
+        DraftError: one of the two is empty.
+    """
     answered = [
         (
             prompts[one.number].is_held_out,
