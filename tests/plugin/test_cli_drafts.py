@@ -80,3 +80,15 @@ def test_bad_input_is_one_line_and_exit_code_1(
     (line,) = capsys.readouterr().err.strip().splitlines()
     assert line.startswith("error: ")
     assert message in line
+
+
+def test_the_options_are_pinned(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("--help") == 0
+    options = capsys.readouterr().out.partition("Options:\n")[2]
+    names = [line.split()[0] for line in options.splitlines() if line.startswith("  --")]
+    assert (
+        names
+        == (
+            "--out --prompts --text --minutes --num-drafts --max-tokens --vocabulary --seed --debug"
+        ).split()
+    )

@@ -46,15 +46,21 @@ class TreeProposer:
     def draft(self, requests: Sequence[DraftRequest]) -> list[TreeTokens]:
         """Returns a tree for each request; an empty one while its prompt is still being read."""
         ready = [index for index, request in enumerate(requests) if request.num_new_tokens]
+        guesses = self._guess([requests[index] for index in ready])
         trees = selected(
-            self._guess([requests[index] for index in ready]),
+            guesses,
             max_nodes=self.settings.num_nodes,
-            step_cost=self.step_cost if self.settings.budget == "cost" else _equal_cost,
+            step_cost=self._cost_with_drafts if self.settings.budget == "cost" else _equal_cost,
         )
         drafts = [TreeTokens() for _ in requests]
         for index, tree in zip(ready, trees, strict=True):
             drafts[index] = tree
         return drafts
+
+    def _cost_with_drafts(self, num_rows: int) -> float:
+        """Cost of a step, drafting included: it is paid already, whatever is verified."""
+        batched = [source for source in self.sources if isinstance(source, BatchDraftSource)]
+        return self.step_cost(num_rows) + sum(source.spent_s for source in batched)
 
     def _guess(self, requests: Sequence[DraftRequest]) -> list[Guesses]:
         by_source = [self._guess_by(source, requests) for source in self.sources]

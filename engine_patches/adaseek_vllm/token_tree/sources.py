@@ -58,6 +58,9 @@ class DraftSource(Protocol):
 class BatchDraftSource(DraftSource, Protocol):
     """A source that drafts for several requests at once, because it runs a model."""
 
+    spent_s: float
+    """Seconds that the last call took in the model."""
+
     def draft_batch(
         self,
         requests: Sequence[DraftRequest],

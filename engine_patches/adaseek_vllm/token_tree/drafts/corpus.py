@@ -10,6 +10,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from adaseek_vllm.token_tree.drafts.config import DraftError
+
 __all__ = ["Batch", "Corpus", "Document", "trimmed", "vocabulary"]
 
 _TEACHER_TOKENS = 16
@@ -74,7 +76,9 @@ class Corpus:
         window: int,
         depth: int,
     ) -> None:
-        """Args:
+        """Raises `DraftError` if no text is long enough.
+
+        Args:
         documents: those shorter than a window are left out.
         ids: the target's id -> trimmed id.
         output_rows: the target's output layer for the trimmed vocabulary, [V, T]: with the
@@ -84,12 +88,14 @@ class Corpus:
         self.window, self.depth = window, depth
         self._unknown = len(output_rows)
         kept = [one for one in documents if len(one.tokens) > window + 1]
+        if not kept:
+            raise DraftError(f"All {len(documents)} texts are shorter than {window + 2} tokens.")
         lengths = [len(one.tokens) for one in kept]
         self._tokens = torch.cat([ids[torch.from_numpy(one.tokens).long()] for one in kept])
         self._ends = torch.cat(
             [torch.full((n,), end) for n, end in zip(lengths, np.cumsum(lengths), strict=True)]
         )
-        has_hidden = bool(kept) and all(one.hidden is not None for one in kept)
+        has_hidden = all(one.hidden is not None for one in kept)
         self._hidden = torch.cat([_padded(one) for one in kept]) if has_hidden else None
         self._teach(output_rows, kept)
         self.roots_by_document: list[Tensor] = []

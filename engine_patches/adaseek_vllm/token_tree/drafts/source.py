@@ -65,6 +65,8 @@ class DraftModelSource:
         # What was guessed about a request that had so many tokens.
         self._drafted: dict[str, tuple[int, DraftedTree]] = {}
         self._num_skipped = 0
+        self.spent_s = 0.0
+        """Seconds of the last call of `draft_batch` in the model."""
 
     @classmethod
     def load(cls, directory: Path, target: TargetFacts) -> DraftModelSource:
@@ -102,7 +104,8 @@ class DraftModelSource:
             self._windows.take_in(request)
             self._judge(request)
         growing = [_Growing() for _ in requests]
-        if requests and self._may_begin(len(requests), step_cost):
+        self.spent_s = 0.0
+        if requests and self._may_begin(growing, step_cost):
             self._grow(requests, growing, max_nodes, step_cost)
         for request, one in zip(requests, growing, strict=True):
             self._drafted[request.request_id] = len(request.tokens), one.tree
@@ -121,9 +124,10 @@ class DraftModelSource:
             num_tokens, tree = known
             self._calibration.learn(tree, request.tokens[num_tokens:].tolist())
 
-    def _may_begin(self, num_requests: int, step_cost: Callable[[int], float] | None) -> bool:
-        growing = [_Growing() for _ in range(num_requests)]
-        if self._pays(growing, 0, 0.0, step_cost):
+    def _may_begin(
+        self, growing: Sequence[_Growing], step_cost: Callable[[int], float] | None
+    ) -> bool:
+        if self._pays(growing, 0, len(growing) * self._model.config.window, step_cost):
             return True
         self._num_skipped += 1
         return self._num_skipped % _STEPS_BETWEEN_TRIALS == 0
@@ -137,16 +141,15 @@ class DraftModelSource:
     ) -> None:
         began_s = time.perf_counter()
         logits, memory, is_seen = self._read(requests)
-        spent_s = self._timed(logits.shape[0] * self._model.config.window, began_s)
+        self._count(len(growing) * self._model.config.window, began_s)
         for depth in range(min(_MAX_DEPTH, max_nodes)):
             self._branch(growing, logits, depth, max_nodes)
-            if not any(one.open_nodes for one in growing):
-                return
-            if not self._pays(growing, depth + 1, spent_s, step_cost):
+            num_rows = len(growing) * max(len(one.open_nodes) for one in growing)
+            if not num_rows or not self._pays(growing, depth + 1, num_rows, step_cost):
                 return
             began_s = time.perf_counter()
             logits, memory, is_seen = self._look(growing, memory, is_seen, depth + 1)
-            spent_s += self._timed(logits.shape[0] * logits.shape[1], began_s)
+            self._count(num_rows, began_s)
 
     def _branch(
         self, growing: Sequence[_Growing], logits: Tensor, depth: int, max_nodes: int
@@ -175,24 +178,31 @@ class DraftModelSource:
             ]
             one.open_nodes = added[:_OPEN_NODES]
 
-    def _timed(self, num_rows: int, began_s: float) -> float:
+    def _count(self, num_rows: int, began_s: float) -> None:
         seconds = time.perf_counter() - began_s
         self._pass_cost.observe(num_rows, seconds)
         self._num_passes += 1
-        return seconds
+        self.spent_s += seconds
 
     def _pays(
         self,
         growing: Sequence[_Growing],
         depth: int,
-        spent_s: float,
+        pass_rows: int,
         step_cost: Callable[[int], float] | None,
     ) -> bool:
-        """Whether one more pass is expected to raise the tokens per second of this step."""
+        """Whether one more pass is expected to raise the tokens per second of this step.
+
+        Args:
+            growing: with the nodes that the pass would look below.
+            depth: of those nodes.
+            pass_rows: rows of the pass.
+            step_cost: seconds of the verification by its rows; None: it pays.
+        """
         if step_cost is None:
             return True
         num_rows, expected = len(growing), float(len(growing))
-        hope, num_open = 0.0, 0
+        hope = 0.0
         for one in growing:
             # The likeliest path stands for what will be verified.
             path = one.tree.guesses.probabilities
@@ -200,10 +210,9 @@ class DraftModelSource:
             num_rows, expected = num_rows + len(likeliest), expected + sum(likeliest)
             chances = [one.tree.guesses.probability(node) for node in one.open_nodes]
             hope += sum(chances) * self._calibration.best_chance(depth)
-            num_open += len(chances)
-        now = expected / (step_cost(num_rows) + spent_s)
-        pass_s = self._pass_cost(num_open) if self._num_passes else 0.0
-        more = step_cost(num_rows + len(growing)) + spent_s + pass_s
+        now = expected / (step_cost(num_rows) + self.spent_s)
+        pass_s = self._pass_cost(pass_rows) if self._num_passes else 0.0
+        more = step_cost(num_rows + len(growing)) + self.spent_s + pass_s
         return (expected + hope) / more > now
 
     def _read(self, requests: Sequence[DraftRequest]) -> tuple[Tensor, Memory, Tensor]:

@@ -154,7 +154,8 @@ def train_on(
     work.mkdir(parents=True, exist_ok=True)
     shape = {"num_tokens": min(settings.num_tokens, facts.vocab_size)} | settings.shape
     config = DraftConfig(facts, **shape)
-    tokens = vocabulary([*answered[0], *plain], config.num_tokens, facts.vocab_size)
+    plain = [one for one in plain if len(one.tokens) > config.window + 1]
+    tokens = _vocabulary([*answered[0], *plain], config, work / "vocabulary.json")
     rows = output_rows(target, tokens.tolist())
     ids = trimmed(tokens, facts.vocab_size)
 
@@ -164,8 +165,9 @@ def train_on(
     learned, held_out = laid_out(answered[0], _LEARNED_DEPTH), laid_out(answered[1], _DEPTH)
     say(f"2/4 a first model learns {sum(len(one.tokens) for one in plain)} tokens of text")
     base = _first_model(config, tokens, rows, learned, settings)
-    if plain and len((texts := laid_out(plain, _LEARNED_DEPTH)).roots):
-        fit(base, texts, settings.plan(_TEXT), work / "text.pt", report=_reporter(say, "text"))
+    if plain:
+        texts, plan = laid_out(plain, _LEARNED_DEPTH), settings.plan(_TEXT)
+        fit(base, texts, plan, work / "text.pt", report=_reporter(say, "text"))
     say(f"3/4 drafts learn {len(learned.roots)} tokens that the target said")
     models: list[DraftModel] = []
     for number, path in enumerate(draft_directories(directory, settings.num_drafts), start=1):
@@ -280,6 +282,21 @@ def _local(target: str) -> str:
     from huggingface_hub import snapshot_download
 
     return str(snapshot_download(target, allow_patterns=["*.safetensors", "*.json"]))
+
+
+def _vocabulary(documents: Sequence[Document], config: DraftConfig, path: Path) -> Tensor:
+    """The tokens that the drafts can guess; fixed by the first run, as the checkpoints need it."""
+    if path.exists():
+        tokens = torch.tensor(json.loads(path.read_text()))
+        if len(tokens) != config.num_tokens:
+            raise DraftError(
+                f"The training was begun with a vocabulary of {len(tokens)} tokens, not "
+                f"{config.num_tokens}: give the same, or another `--out`."
+            )
+        return tokens
+    tokens = vocabulary(documents, config.num_tokens, config.target.vocab_size)
+    path.write_text(json.dumps(tokens.tolist()))
+    return tokens
 
 
 def _first_model(

@@ -46,7 +46,7 @@ class Windows:
         end, states = self._states.get(request.request_id, (0, hidden[:0]))
         if end != request.first_hidden:  # It was preempted, or its start came from a cache.
             states = hidden[:0]
-        states = torch.cat([states, hidden])[-size:]
+        states = torch.cat([states, hidden[-size:]])[-size:]
         self._states[request.request_id] = request.first_hidden + len(hidden), states
 
     def forget(self, request_id: str) -> None:
