@@ -86,9 +86,14 @@ def test_the_options_are_pinned(capsys: pytest.CaptureFixture[str]) -> None:
     assert run("--help") == 0
     options = capsys.readouterr().out.partition("Options:\n")[2]
     names = [line.split()[0] for line in options.splitlines() if line.startswith("  --")]
-    assert (
-        names
-        == (
-            "--out --prompts --text --minutes --num-drafts --max-tokens --vocabulary --seed --debug"
-        ).split()
-    )
+    assert names == [
+        "--out",
+        "--prompts",
+        "--text",
+        "--minutes",
+        "--num-drafts",
+        "--max-tokens",
+        "--vocabulary",
+        "--seed",
+        "--debug",
+    ]

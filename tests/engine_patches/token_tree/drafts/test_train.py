@@ -65,6 +65,21 @@ def test_same_seed_gives_the_same_drafts(toy: ModuleType, tmp_path: Path) -> Non
     assert torch.equal(*weights)
 
 
+def test_vocabulary_stays_as_the_first_run_chose_it(toy: ModuleType, tmp_path: Path) -> None:
+    """More answers on a second run may make other tokens frequent; the checkpoints know none."""
+    run(toy, tmp_path)
+    work = tmp_path / "out" / "training"
+    changed = [*load_draft(tmp_path / "out").tokens.tolist()[:-1], 39]
+    (work / "vocabulary.json").write_text(json.dumps(changed))
+    for checkpoint in work.glob("*.pt"):
+        checkpoint.unlink()
+    run(toy, tmp_path)
+    assert load_draft(tmp_path / "out").tokens.tolist() == changed
+    (work / "vocabulary.json").write_text("[1, 2]")
+    with pytest.raises(DraftError, match="begun with a vocabulary of 2 tokens"):
+        run(toy, tmp_path)
+
+
 @pytest.mark.parametrize(
     ("name", "value"), [("minutes", 0.0), ("num_drafts", 0), ("max_tokens", 3), ("num_tokens", 2)]
 )
