@@ -36,7 +36,7 @@ class Batch:
     tokens: Tensor
     """[B, window + depth] trimmed ids."""
     hidden: Tensor | None
-    """[B, window, T]: the states that chose the window's tokens."""
+    """[B, window + depth, T]: the target's states that chose the tokens."""
     wanted: Tensor
     """[B, depth + 1, k] what the root and each later token should be followed by: trimmed ids"""
     chances: Tensor
@@ -161,7 +161,7 @@ class Corpus:
         inside = (wanted_at <= last)[:, self.window - 1 :]
         return Batch(
             tokens=self._tokens[at],
-            hidden=None if self._hidden is None else self._hidden[at[:, : self.window] - 1],
+            hidden=None if self._hidden is None else self._hidden[at - 1],
             wanted=self._wanted[followed],
             chances=self._chances[followed] * inside[..., None],
             said=torch.where(inside, self._said[followed], -1),

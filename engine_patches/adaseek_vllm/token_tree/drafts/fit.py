@@ -16,7 +16,7 @@ from adaseek_vllm.token_tree.drafts.config import DraftError
 from adaseek_vllm.token_tree.drafts.corpus import Batch, Corpus
 from adaseek_vllm.token_tree.drafts.model import DraftModel
 
-__all__ = ["Plan", "draft_logits", "fit", "loss_of"]
+__all__ = ["Plan", "draft_logits", "fit", "learned_logits", "loss_of"]
 
 _DEPTH_WEIGHT = 0.85
 """A node one deeper is reached this much less often, or about so."""
@@ -49,11 +49,38 @@ class Plan:
         return step / self.steps if self.steps is not None else seconds / self.seconds
 
 
-def draft_logits(model: DraftModel, batch: Batch) -> Tensor:
-    """Returns the logits after the root and each token behind it, [B, depth + 1, V]."""
+def learned_logits(model: DraftModel, batch: Batch) -> Tensor:
+    """Returns the logits after the root and each token behind it, [B, depth + 1, V].
+
+    The tokens behind the root have states that the draft foresaw, as in drafting, but foresaw from
+    the target's own ones, so that all are read at once. Source: in the spirit of EAGLE-3's
+    training-time test (arXiv 2503.01840), one step of it.
+    """
+    window, hidden = model.config.window, batch.hidden
     positions = torch.arange(batch.tokens.shape[1])[None]
-    states, _ = model(model.embed(batch.tokens, batch.hidden), positions, None)
-    return model.logits(states[:, model.config.window - 1 :])
+    if hidden is not None:
+        with torch.no_grad():
+            foreseen, _ = model(model.embed(batch.tokens, hidden), positions, None)
+        known, foreseen = hidden[:, :window], foreseen[:, window - 1 : -1]
+        hidden = torch.cat([known.to(foreseen.dtype), foreseen], dim=1)
+    states, _ = model(model.embed(batch.tokens, hidden), positions, None)
+    return model.logits(states[:, window - 1 :])
+
+
+def draft_logits(model: DraftModel, batch: Batch) -> Tensor:
+    """Returns the same logits as drafting sees them: each state foreseen from the one before."""
+    window = model.config.window
+    hidden = None if batch.hidden is None else batch.hidden[:, :window]
+    inputs = model.embed(batch.tokens[:, :window], hidden)
+    states, memory = model(inputs, torch.arange(window)[None], None)
+    found = [states[:, -1:]]
+    for position in range(window, batch.tokens.shape[1]):
+        before = None if hidden is None else found[-1]
+        inputs = model.embed(batch.tokens[:, position : position + 1], before)
+        mask = torch.ones(1, 1, 1, position + 1, dtype=torch.bool)
+        states, memory = model(inputs, torch.tensor([[position]]), mask, memory)
+        found.append(states)
+    return model.logits(torch.cat(found, dim=1))
 
 
 def loss_of(logits: Tensor, batch: Batch) -> Tensor:
@@ -101,7 +128,7 @@ def fit(
             group["lr"] = plan.learning_rate * _schedule(progress)
         batch = corpus.batch(_chosen(corpus, plan, step, weights))
         with torch.autocast("cpu", torch.bfloat16, enabled=_has_fast_bfloat16()):
-            logits = draft_logits(model, batch)
+            logits = learned_logits(model, batch)
         loss = loss_of(logits.float(), batch)
         optimizer.zero_grad(set_to_none=True)
         torch.autograd.backward(loss)

@@ -1,9 +1,9 @@
 """A small decoder that guesses what a large one says next.
 
 A Llama-type decoder with three differences. Its vocabulary is the target's likeliest tokens only.
-A token's input holds, beside its embedding, the target's last hidden state that chose it; drafted
-tokens have none. It sees no more than a short window before the root: what came earlier is in the
-hidden states. So it needs no cache of its own between two steps.
+A token's input holds, beside its embedding, the target's last hidden state that chose it; a drafted
+token has the state that the draft foresees instead. It sees no more than a short window before the
+root: what came earlier is in the hidden states. So it needs no cache of its own between two steps.
 
 Sources: SpecInfer (arXiv 2305.09781) for drafts by small models; EAGLE (arXiv 2401.15077) for the
 hidden states; the window and the frozen output rows of the target are ours.
@@ -105,19 +105,18 @@ class DraftModel(nn.Module):
 
         Args:
             tokens: trimmed ids, [B, S].
-            hidden: the target's hidden states that chose the first of them, [B, <= S, T].
+            hidden: the hidden states that chose them, [B, S, T]; None: there are none.
         """
         inputs: Tensor = self.embedding(tokens)
-        if hidden is None or not hidden.shape[1]:
+        if hidden is None:
             return inputs
-        normed = functional.rms_norm(hidden.to(inputs.dtype), (hidden.shape[-1],), eps=_EPSILON)
-        added = self.hidden_in(normed)
-        return torch.cat([inputs[:, : added.shape[1]] + added, inputs[:, added.shape[1] :]], dim=1)
+        states = functional.rms_norm(hidden.to(inputs.dtype), (hidden.shape[-1],), eps=_EPSILON)
+        return inputs + self.hidden_in(states)
 
     def forward(
         self, inputs: Tensor, positions: Tensor, mask: Tensor | None, memory: Memory | None = None
     ) -> tuple[Tensor, Memory]:
-        """Returns what `logits` takes, [B, S, H], and the memory with the inputs appended.
+        """Returns the target's states as foreseen, [B, S, T], and the memory, which has grown.
 
         Args:
             inputs: what `embed` returned, [B, S, H].
@@ -131,11 +130,11 @@ class DraftModel(nn.Module):
             past = None if memory is None else memory[index]
             x, now = layer(x, rotation, mask, past)
             grown.append(now)
-        return self.norm(x), grown
+        return self.hidden_out(self.norm(x)), grown
 
     def logits(self, states: Tensor) -> Tensor:
-        """Returns logits over the trimmed vocabulary, [..., V]."""
-        return functional.linear(self.hidden_out(states), self.output_rows)
+        """Returns logits over the trimmed vocabulary, [..., V], of foreseen states [..., T]."""
+        return functional.linear(states, self.output_rows)
 
 
 class _Layer(nn.Module):

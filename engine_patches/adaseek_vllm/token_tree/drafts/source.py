@@ -140,15 +140,15 @@ class DraftModelSource:
         step_cost: Callable[[int], float] | None,
     ) -> None:
         began_s = time.perf_counter()
-        logits, memory, is_seen = self._read(requests)
+        states, memory, is_seen = self._read(requests)
         self._count(len(growing) * self._model.config.window, began_s)
         for depth in range(min(_MAX_DEPTH, max_nodes)):
-            self._branch(growing, logits, depth, max_nodes)
+            self._branch(growing, self._model.logits(states), depth, max_nodes)
             num_rows = len(growing) * max(len(one.open_nodes) for one in growing)
             if not num_rows or not self._pays(growing, depth + 1, num_rows, step_cost):
                 return
             began_s = time.perf_counter()
-            logits, memory, is_seen = self._look(growing, memory, is_seen, depth + 1)
+            states, memory, is_seen = self._look(growing, states, memory, is_seen, depth + 1)
             self._count(num_rows, began_s)
 
     def _branch(
@@ -216,25 +216,31 @@ class DraftModelSource:
         return (expected + hope) / more > now
 
     def _read(self, requests: Sequence[DraftRequest]) -> tuple[Tensor, Memory, Tensor]:
-        """Reads the windows; returns logits after the roots [B, 1, V], memory and mask [B, K]."""
+        """Reads the windows; returns states foreseen after the roots [B, 1, T], memory and mask."""
         model, size = self._model, self._model.config.window
         window = self._windows.of(requests, model.output_rows.dtype)
         causal = torch.ones(size, size, dtype=torch.bool).tril()
         mask = (causal & window.is_there[:, None, :]) | torch.eye(size, dtype=torch.bool)
         inputs = model.embed(window.tokens, window.hidden)
         states, memory = model(inputs, torch.arange(size)[None], mask[:, None])
-        return model.logits(states[:, -1:]), memory, window.is_there[:, None, :]
+        return states[:, -1:], memory, window.is_there[:, None, :]
 
     def _look(
-        self, growing: Sequence[_Growing], memory: Memory, is_seen: Tensor, depth: int
+        self,
+        growing: Sequence[_Growing],
+        states: Tensor,
+        memory: Memory,
+        is_seen: Tensor,
+        depth: int,
     ) -> tuple[Tensor, Memory, Tensor]:
         """Reads the open nodes of all requests.
 
         Args:
+            states: foreseen after the rows of the last pass, [B, rows, T].
             is_seen: what the rows of the last pass attended to, [B, rows, K].
 
         Returns:
-            Logits after them [B, rows, V], the memory and what each row attended to.
+            States foreseen after them [B, rows, T], the memory and what each row attended to.
         """
         num_rows = max(len(one.open_nodes) for one in growing)
         tokens = torch.zeros(len(growing), num_rows, dtype=torch.int64)
@@ -245,9 +251,12 @@ class DraftModelSource:
                 tokens[index, row] = self._own_ids[drafted[node]]
                 before[index, row] = one.slots[parents[node]]
                 one.slots[node] = row
-        mask = is_seen.gather(1, before.clamp_min(0)[..., None].expand(-1, -1, is_seen.shape[2]))
+        before = before.clamp_min(0)[..., None]
+        mask = is_seen.gather(1, before.expand(-1, -1, is_seen.shape[2]))
+        foreseen = states.gather(1, before.expand(-1, -1, states.shape[2]))
         own = torch.eye(num_rows, dtype=torch.bool).expand(len(growing), -1, -1)
         mask = torch.cat([mask, own], dim=2)
         position = torch.full((1, num_rows), self._model.config.window - 1 + depth)
-        states, memory = self._model(self._model.embed(tokens), position, mask[:, None], memory)
-        return self._model.logits(states), memory, mask
+        inputs = self._model.embed(tokens, foreseen)
+        after, memory = self._model(inputs, position, mask[:, None], memory)
+        return after, memory, mask

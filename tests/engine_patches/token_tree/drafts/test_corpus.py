@@ -31,7 +31,7 @@ def test_example_holds_the_states_that_chose_its_window(toy: ModuleType) -> None
     size = toy.CONFIG.window
     window = document.tokens[root - size + 1 : root + 1]
     assert batch.tokens[0, :size].tolist() == ids[torch.from_numpy(window).long()].tolist()
-    assert torch.equal(batch.hidden[0], document.hidden[root - size : root])
+    assert torch.equal(batch.hidden[0, :size], document.hidden[root - size : root])
     said = document.tokens[root + 1 : root + 6]
     assert batch.said[0].tolist() == ids[torch.from_numpy(said).long()].tolist()
 

@@ -30,8 +30,10 @@ def laws_along(toy: ModuleType, model, asked: DraftRequest, path: list[int]) -> 
     size, width = toy.CONFIG.window, len(toy.vocabulary())
     tokens = [own.get(int(token), width) for token in asked.tokens[-size:]] + path
     hidden = asked.hidden[-size:][None]
-    inputs = model.embed(torch.tensor([tokens]), hidden)
-    states, _ = model(inputs, torch.arange(len(tokens))[None], None)
+    for length in range(size, len(tokens) + 1):
+        inputs = model.embed(torch.tensor([tokens[:length]]), hidden)
+        states, _ = model(inputs, torch.arange(length)[None], None)
+        hidden = torch.cat([hidden, states[:, -1:]], dim=1)
     return model.logits(states[0, size - 1 :]).softmax(-1)
 
 
