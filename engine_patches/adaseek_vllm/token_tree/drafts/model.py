@@ -111,7 +111,8 @@ class DraftModel(nn.Module):
         if hidden is None:
             return inputs
         states = functional.rms_norm(hidden.to(inputs.dtype), (hidden.shape[-1],), eps=_EPSILON)
-        return inputs + self.hidden_in(states)
+        added: Tensor = self.hidden_in(states)
+        return inputs + added
 
     def forward(
         self, inputs: Tensor, positions: Tensor, mask: Tensor | None, memory: Memory | None = None
