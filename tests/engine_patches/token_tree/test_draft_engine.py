@@ -34,10 +34,6 @@ def test_draft_models_change_nothing_of_what_is_said(results: dict[str, Any], dr
         assert results[scenario]["logprob_error"] < 1e-3
 
 
-def test_trained_draft_saves_more_steps_than_an_untrained_one(results: dict[str, Any]) -> None:
-    assert results["trained"]["steps"] < 0.85 * results["untrained"]["steps"]
-
-
 def test_ended_requests_are_forgotten(results: dict[str, Any]) -> None:
     assert results["trained"]["kept"] <= 1
 
