@@ -196,7 +196,7 @@ def test_the_commands_are_pinned(run: Run) -> None:
     names = [
         line.split()[0] for line in listed.splitlines() if line.startswith("  ") and line[2] != " "
     ]
-    assert names[:5] == ["evaluate", "inspect", "report", "serve", "tune"]
+    assert names[:6] == ["drafts", "evaluate", "inspect", "report", "serve", "tune"]
 
 
 @pytest.mark.parametrize("command", OPTIONS)

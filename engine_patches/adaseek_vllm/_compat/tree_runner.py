@@ -59,6 +59,7 @@ class TreeCPUModelRunner(CPUModelRunner):  # type: ignore[misc]
     _caches: list[list[torch.Tensor]]  # of each group of layers that share block tables
     # One step's drafts and trees; set by `_prepare_inputs`, read until the step's end.
     _drafts: list[TreeTokens]
+    _accepted: list[tuple[int, ...]]
     _forward: TreeForward | None
     _started_s: float
     _is_decoding: bool
@@ -97,6 +98,7 @@ class TreeCPUModelRunner(CPUModelRunner):  # type: ignore[misc]
         drafted = scheduler_output.scheduled_spec_decode_tokens
         request_ids = self.input_batch.req_ids
         self._drafts = [_as_tree(drafted.get(request_id, ())) for request_id in request_ids]
+        self._accepted = [() for _ in request_ids]
         ends = np.cumsum(num_scheduled_tokens)
         trees = [
             self._request_tree(index, draft, int(ends[index]))
@@ -156,6 +158,7 @@ class TreeCPUModelRunner(CPUModelRunner):  # type: ignore[misc]
         drafts = self._walkable_drafts()
         with self._step_stats.timed("walk"):
             verified = batch_walk(drafts, choose)
+        self._accepted = [one.rows for one in verified]
         with self._step_stats.timed("move"):
             self._move_accepted(verified)
         if self._is_decoding:
@@ -207,19 +210,35 @@ class TreeCPUModelRunner(CPUModelRunner):  # type: ignore[misc]
                 self._kernel.move_rows(caches, sources, targets, layout=self._layout)
 
     def propose_draft_token_ids(
-        self, scheduler_output: Any, sampled_token_ids: Any, *_args: Any, **_kwargs: Any
+        self,
+        scheduler_output: Any,
+        sampled_token_ids: Any,
+        _sampling_metadata: Any,
+        hidden_states: torch.Tensor,
+        *_args: Any,
+        **_kwargs: Any,
     ) -> Any:
-        batch = self.input_batch
-        requests = [
-            DraftRequest(
+        batch, requests, end = self.input_batch, list[DraftRequest](), 0
+        for index, request_id in enumerate(batch.req_ids):
+            num_rows = scheduler_output.num_scheduled_tokens[request_id]
+            end += num_rows
+            request = DraftRequest(
                 request_id=request_id,
                 tokens=batch.token_ids_cpu[index, : batch.num_tokens_no_spec[index]],
                 num_new_tokens=len(sampled_token_ids[index]),
+                hidden=hidden_states[self._kept_rows(index, end - num_rows, end)],
+                first_hidden=int(self.optimistic_seq_lens_cpu[index]) - num_rows,
             )
-            for index, request_id in enumerate(batch.req_ids)
-        ]
+            requests.append(request)
         with self._step_stats.timed("draft"):
             return self._proposer.draft(requests)
+
+    def _kept_rows(self, index: int, start: int, end: int) -> slice | list[int]:
+        """Rows of one request among the step's that stay: all but the rejected drafts."""
+        root = end - len(self._drafts[index]) - 1
+        if not self._accepted[index]:
+            return slice(start, root + 1)
+        return [*range(start, root + 1), *(root + row for row in self._accepted[index])]
 
     def _on_request_state_removed(self, req_id: str, req_state: Any) -> None:
         super()._on_request_state_removed(req_id, req_state)

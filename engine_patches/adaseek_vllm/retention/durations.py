@@ -60,7 +60,7 @@ class _Histogram:
 
     @property
     def total(self) -> float:
-        return self.mass[0]
+        return float(self.mass[0])
 
     def observe(self, bucket: int, *, decay: float) -> None:
         self._counts *= decay

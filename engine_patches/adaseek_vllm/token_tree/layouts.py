@@ -31,14 +31,16 @@ def move_rows(
 ) -> None:
     """Copies the keys and values of slots `sources` to `targets`; reads all before it writes."""
     block_size = cache.shape[2]
-    (from_block, *from_slot), (to_block, *to_slot) = (
-        (slots // block_size, slot // 16, slot % 16 // 2, slot % 2)
-        for slots in (sources, targets)
-        if (slot := slots % block_size) is not None
-    )
+    source, target = _places(sources, block_size), _places(targets, block_size)
     for view in _views(cache, layout):
         by_slot = view.transpose(0, 1)
-        by_slot[:, to_block, *to_slot] = by_slot[:, from_block, *from_slot]
+        by_slot[:, *target] = by_slot[:, *source]
+
+
+def _places(slots: torch.Tensor, block_size: int) -> tuple[torch.Tensor, ...]:
+    """Indices of slots in a view of `_views` without its heads."""
+    slot = slots % block_size
+    return slots // block_size, slot // 16, slot % 16 // 2, slot % 2
 
 
 def _views(cache: torch.Tensor, layout: str) -> tuple[torch.Tensor, torch.Tensor]:

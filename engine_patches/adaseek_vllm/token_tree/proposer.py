@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from adaseek_vllm.config import FeatureSettingsError
 from adaseek_vllm.token_tree.cost import StepCost
+from adaseek_vllm.token_tree.drafts.config import DraftError
 from adaseek_vllm.token_tree.guesses import Guesses, likeliest_chain, merged, selected
-from adaseek_vllm.token_tree.settings import TreeSettings
-from adaseek_vllm.token_tree.sources import DraftRequest, DraftSource
+from adaseek_vllm.token_tree.settings import FLAG, TreeSettings
+from adaseek_vllm.token_tree.sources import BatchDraftSource, DraftRequest, DraftSource
 from adaseek_vllm.token_tree.tree import ROOT, TreeTokens
 
 __all__ = ["TreeProposer"]
@@ -24,6 +27,8 @@ class TreeProposer:
     def __init__(self, vllm_config: Any) -> None:
         self.settings = TreeSettings.read(vllm_config.additional_config["token_tree"])
         self.sources: list[DraftSource] = self.settings.make_sources()
+        if self.settings.drafts:
+            self.sources += _draft_models(self.settings, vllm_config.model_config)
         self.step_cost = StepCost()
         self._guessed: dict[str, list[Guesses]] = {}
 
@@ -42,22 +47,37 @@ class TreeProposer:
     def draft(self, requests: Sequence[DraftRequest]) -> list[TreeTokens]:
         """Returns a tree for each request; an empty one while its prompt is still being read."""
         ready = [index for index, request in enumerate(requests) if request.num_new_tokens]
+        guesses = self._guess([requests[index] for index in ready])
         trees = selected(
-            [self._guess(requests[index]) for index in ready],
+            guesses,
             max_nodes=self.settings.num_nodes,
-            step_cost=self.step_cost if self.settings.budget == "cost" else _equal_cost,
+            step_cost=self._cost_with_drafts if self.settings.budget == "cost" else _equal_cost,
         )
         drafts = [TreeTokens() for _ in requests]
         for index, tree in zip(ready, trees, strict=True):
             drafts[index] = tree
         return drafts
 
-    def _guess(self, request: DraftRequest) -> Guesses:
+    def _cost_with_drafts(self, num_rows: int) -> float:
+        """Cost of a step, drafting included: it is paid already, whatever is verified."""
+        batched = [source for source in self.sources if isinstance(source, BatchDraftSource)]
+        return self.step_cost(num_rows) + sum(source.spent_s for source in batched)
+
+    def _guess(self, requests: Sequence[DraftRequest]) -> list[Guesses]:
+        by_source = [self._guess_by(source, requests) for source in self.sources]
+        for request, *of_request in zip(requests, *by_source, strict=True):
+            self._guessed[request.request_id] = of_request
+        guesses = [merged(of_request) for of_request in zip(*by_source, strict=True)]
+        return (
+            [likeliest_chain(one) for one in guesses] if self.settings.shape == "chain" else guesses
+        )
+
+    def _guess_by(self, source: DraftSource, requests: Sequence[DraftRequest]) -> list[Guesses]:
         limit = self.settings.num_nodes
-        guessed = [source.draft(request, limit) for source in self.sources]
-        self._guessed[request.request_id] = guessed
-        guesses = merged(guessed)
-        return likeliest_chain(guesses) if self.settings.shape == "chain" else guesses
+        if isinstance(source, BatchDraftSource):
+            cost = self.step_cost if self.settings.budget == "cost" else None
+            return source.draft_batch(requests, limit, cost)
+        return [source.draft(request, limit) for request in requests]
 
     def learn(self, tokens: NDArray[np.int64], successors: NDArray[np.int64]) -> None:
         """Passes on what the target found likely after verified rows, [rows, num_successors]."""
@@ -70,12 +90,13 @@ class TreeProposer:
         guessed = self._guessed.get(request_id, [])
         found: dict[str, int] = {}
         for source, guesses in zip(self.sources, guessed, strict=False):
-            node: int | None = ROOT
+            node = ROOT
             name = type(source).__name__.removesuffix("Source").lower()
             for depth, token in enumerate(tokens, start=1):
-                if (node := guesses.tree.child(node, token)) is None:
+                child = guesses.tree.child(node, token)
+                if child is None:
                     break
-                found[name] = depth
+                node, found[name] = child, depth
         return found
 
     def forget(self, request_id: str) -> None:
@@ -83,6 +104,18 @@ class TreeProposer:
         self._guessed.pop(request_id, None)
         for source in self.sources:
             source.forget(request_id)
+
+
+# vLLM's model configuration.
+def _draft_models(settings: TreeSettings, target: Any) -> list[DraftSource]:
+    from adaseek_vllm.token_tree.drafts.source import DraftModelSource
+    from adaseek_vllm.token_tree.drafts.target import facts_of, load_tokenizer
+
+    facts = facts_of(target.model, load_tokenizer(target.tokenizer))
+    try:
+        return [DraftModelSource.load(Path(directory), facts) for directory in settings.drafts]
+    except DraftError as error:
+        raise FeatureSettingsError(f"{FLAG}: {error}") from error
 
 
 def _equal_cost(_num_rows: int) -> float:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, fields
+from pathlib import Path
 
 from adaseek_vllm.config import FeatureSettingsError, check_keys, read_mapping
+from adaseek_vllm.token_tree.drafts.config import DraftConfig, DraftError
 from adaseek_vllm.token_tree.recycling import RecyclingSource
 from adaseek_vllm.token_tree.sources import DraftSource
 from adaseek_vllm.token_tree.suffix import SuffixSource
@@ -31,6 +33,7 @@ class TreeSettings:
         num_nodes: most drafted tokens per request and step.
         sources: where drafts come from: `suffix` looks the last tokens up in the request's own
             text, `recycling` remembers what the target found likely after a token.
+        drafts: directories of draft models made by `adaseek drafts train`, sources as well.
         shape: `chain` keeps the likeliest branch only, to see what branching gives.
         budget: `cost` drafts as much as pays at the measured price of a step's rows; `full` as
             much as `num_nodes` allows.
@@ -38,6 +41,7 @@ class TreeSettings:
 
     num_nodes: int = 16
     sources: tuple[str, ...] = ("suffix", "recycling")
+    drafts: tuple[str, ...] = ()
     shape: str = "tree"
     budget: str = "cost"
 
@@ -48,12 +52,15 @@ class TreeSettings:
                 f"{MAX_NODES}."
             )
         known = [name for name in SOURCES if name in self.sources]
-        if not known or len(known) != len(self.sources):
+        if not (known or self.drafts) or len(known) != len(self.sources):
             raise FeatureSettingsError(
                 f"{FLAG}: `sources` is {list(self.sources)!r}, but must name some of "
                 f"{', '.join(map(repr, SOURCES))}, each once."
             )
-
+        if len(set(self.drafts)) != len(self.drafts):
+            raise FeatureSettingsError(
+                f"{FLAG}: `drafts` names a directory twice: {self.drafts!r}."
+            )
         _check_choice("shape", self.shape, SHAPES)
         _check_choice("budget", self.budget, BUDGETS)
 
@@ -66,22 +73,26 @@ class TreeSettings:
         """
         given = read_mapping(FLAG, value)
         check_keys(FLAG, given, known=[field.name for field in fields(cls)])
-        if "sources" in given:
-            sources = given["sources"]
-            listed = [sources] if isinstance(sources, str) else sources
-            if not isinstance(listed, list | tuple):
-                raise FeatureSettingsError(
-                    f"{FLAG}: `sources` is {sources!r}, but must be a list of names."
-                )
-            given["sources"] = tuple(listed)
-        return cls(**given)  # type: ignore[arg-type]  # checked by __post_init__
+        for name in ("sources", "drafts"):
+            if name in given:
+                given[name] = _names(name, given[name])
+        settings = cls(**given)  # type: ignore[arg-type]  # checked by __post_init__
+        settings._check_drafts()
+        return settings
+
+    def _check_drafts(self) -> None:
+        for directory in self.drafts:
+            try:
+                DraftConfig.load(Path(directory))
+            except DraftError as error:
+                raise FeatureSettingsError(f"{FLAG}: `drafts`: {error}") from error
 
     def as_mapping(self) -> dict[str, object]:
         """Returns the settings in JSON form."""
-        return {**asdict(self), "sources": list(self.sources)}
+        return {**asdict(self), "sources": list(self.sources), "drafts": list(self.drafts)}
 
     def make_sources(self) -> list[DraftSource]:
-        """Returns new sources in the order of their names."""
+        """Returns new sources in the order of their names; draft models are loaded elsewhere."""
         return [SOURCES[name]() for name in self.sources]
 
 
@@ -90,3 +101,10 @@ def _check_choice(name: str, value: object, choices: tuple[str, ...]) -> None:
         raise FeatureSettingsError(
             f"{FLAG}: `{name}` is {value!r}, but must be one of {', '.join(map(repr, choices))}."
         )
+
+
+def _names(name: str, value: object) -> tuple[str, ...]:
+    listed = [value] if isinstance(value, str) else value
+    if not isinstance(listed, list | tuple) or not all(isinstance(one, str) for one in listed):
+        raise FeatureSettingsError(f"{FLAG}: `{name}` is {value!r}, but must be a list of names.")
+    return tuple(listed)

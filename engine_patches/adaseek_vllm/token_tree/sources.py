@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
 
 from adaseek_vllm.token_tree.guesses import Guesses
 
-__all__ = ["DraftRequest", "DraftSource"]
+if TYPE_CHECKING:
+    import torch
+
+__all__ = ["BatchDraftSource", "DraftRequest", "DraftSource"]
 
 
 @dataclass(frozen=True)
@@ -22,6 +26,11 @@ class DraftRequest:
     """Prompt and output so far; the last one is the root. Valid during the call only."""
     num_new_tokens: int
     """How many of them are new since the last call; 0 while its prompt is still being read."""
+    hidden: torch.Tensor | None = None
+    """The target's last hidden states at the tokens it computed and kept in this step,
+    [tokens, hidden size]; in normal decoding the tokens before the new ones."""
+    first_hidden: int = 0
+    """Position of the first of them."""
 
 
 class DraftSource(Protocol):
@@ -42,4 +51,28 @@ class DraftSource(Protocol):
 
     def forget(self, request_id: str) -> None:
         """Frees what is kept for a request that has ended."""
+        ...
+
+
+@runtime_checkable
+class BatchDraftSource(DraftSource, Protocol):
+    """A source that drafts for several requests at once, because it runs a model."""
+
+    spent_s: float
+    """Seconds that the last call took in the model."""
+
+    def draft_batch(
+        self,
+        requests: Sequence[DraftRequest],
+        max_nodes: int,
+        step_cost: Callable[[int], float] | None,
+    ) -> list[Guesses]:
+        """Returns guesses about each request.
+
+        Args:
+            requests: those that are about to be drafted for.
+            max_nodes: most guesses per request.
+            step_cost: seconds of a verification step by its number of rows; None: draft as much
+                as may be, whatever it costs.
+        """
         ...

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -27,7 +27,7 @@ class TreeStats:
     """Accepted tokens that a source had guessed; several may have guessed the same."""
     accepted_depths: Counter[int] = field(default_factory=Counter)
     """Accepted tokens of a request in a step -> how often."""
-    seconds: Counter[str] = field(default_factory=Counter)
+    seconds: defaultdict[str, float] = field(default_factory=lambda: defaultdict(float))
     """By part of a step."""
     num_predicted: int = 0
     """Steps whose cost was predicted."""
@@ -51,8 +51,10 @@ class TreeStats:
             *("num_predicted", "cost_error"),
         ):
             setattr(self, name, getattr(self, name) + getattr(other, name))
-        for name in ("accepted_by_source", "accepted_depths", "seconds"):
+        for name in ("accepted_by_source", "accepted_depths"):
             getattr(self, name).update(getattr(other, name))
+        for part, seconds in other.seconds.items():
+            self.seconds[part] += seconds
 
     def credit(self, accepted: Mapping[str, int]) -> None:
         """Counts source -> accepted tokens that it had guessed."""

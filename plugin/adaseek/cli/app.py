@@ -10,7 +10,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import IO, Any, NoReturn  # Any: the user's objects, and JSON values
+from typing import Any, NoReturn  # Any: the user's objects, and JSON values
 
 import click
 
@@ -18,9 +18,11 @@ from adaseek._comparison import compare_heldout
 from adaseek._units import format_estimate
 from adaseek._version import __version__
 from adaseek.cli import load
+from adaseek.cli.command import Command
+from adaseek.cli.drafts import drafts
 from adaseek.cli.inspection import inspect_path, inspect_program
 from adaseek.cli.show import comparison_json, print_json, print_view
-from adaseek.errors import AdaseekError, ConfigurationError
+from adaseek.errors import ConfigurationError
 from adaseek.plugins import load_plugins
 from adaseek.program import Program
 from adaseek.recipe import Recipe
@@ -32,31 +34,6 @@ __all__ = ["main"]
 _ENDED_EARLY, _INTERRUPTED = 3, 130
 _FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 _FOLDER = click.Path(file_okay=False, path_type=Path)
-
-
-class _Failure(click.ClickException):
-    """An AdaSeek error as one line on standard error."""
-
-    def show(self, file: IO[Any] | None = None) -> None:
-        click.echo(f"error: {self.message}", file=file, err=file is None)
-
-
-class _Command(click.Command):
-    """A command whose AdaSeek errors are one line, unless `--debug` asks for the traceback."""
-
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        words = "Show the traceback of an error."
-        self.params.append(click.Option(["--debug"], is_flag=True, help=words))
-
-    def invoke(self, ctx: click.Context) -> Any:
-        wants_traceback = ctx.params.pop("debug")
-        try:
-            return super().invoke(ctx)
-        except AdaseekError as error:
-            if wants_traceback:
-                raise
-            raise _Failure(str(error)) from error
 
 
 def main(argv: Sequence[str] | None = None) -> NoReturn:
@@ -86,6 +63,9 @@ def _cli() -> None:
     A PROGRAM is written MODULE:ATTR or path/to/file.py:ATTR. ATTR is the program itself, or a
     class or function that makes it without arguments.
     """
+
+
+_cli.add_command(drafts)
 
 
 def _evaluation_options(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -129,7 +109,7 @@ def _evaluation_options(command: Callable[..., Any]) -> Callable[..., Any]:
     return command
 
 
-@_cli.command(cls=_Command)
+@_cli.command(cls=Command)
 @click.argument("program")
 @click.option(
     "--train", type=_FILE, required=True, metavar="FILE", help="Examples, one JSON object per line."
@@ -229,7 +209,7 @@ def tune(
     return code
 
 
-@_cli.command(cls=_Command)
+@_cli.command(cls=Command)
 @click.argument("program")
 @click.option(
     "--data",
@@ -283,7 +263,7 @@ def evaluate(
     return 0
 
 
-@_cli.command(cls=_Command)
+@_cli.command(cls=Command)
 @click.argument("target", metavar="RUN_DIR|RECIPE|PROGRAM")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @click.option(
@@ -313,7 +293,7 @@ def inspect(target: str, *, as_json: bool, as_mermaid: bool, probe: bool) -> int
     return 0
 
 
-@_cli.command(cls=_Command)
+@_cli.command(cls=Command)
 @click.argument("run_dir", type=_FOLDER)
 @click.option(
     "-o",

