@@ -56,6 +56,8 @@ class _Histogram:
 
     def __init__(self, counts: NDArray[np.float64]) -> None:
         self._counts = counts
+        self.mass: list[float] = []
+        self.moment: list[float] = []
         self._sum()
 
     @property
