@@ -71,7 +71,7 @@ def rate_in_engine(engine: Engine, documents: list[Document]) -> float:
     """Tokens per step of the same texts, said again one by one."""
     before, num_tokens = engine.num_steps, 0
     for one in documents:
-        (output,) = engine.generate([one.tokens[: one.num_prompt_tokens].tolist()], GREEDY)
+        (output,) = engine.generate([one.tokens[: one.first_answer].tolist()], GREEDY)
         num_tokens += len(output.outputs[0].token_ids)
     return num_tokens / (engine.num_steps - before)
 
