@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from vllm.v1.core.sched.scheduler import Scheduler
 
-from adaseek_vllm.token_tree.grammar import allowed_nodes, fill_masks
+from adaseek_vllm.token_tree.grammar import Grammar, allowed_nodes, fill_masks
 from adaseek_vllm.token_tree.tree import ROOT, TreeTokens
 
 __all__ = ["TreeSchedulerMixin"]
@@ -50,8 +50,7 @@ class TreeSchedulerMixin(Scheduler):  # type: ignore[misc]
         for request_id, tree in trees.items():
             request = self.requests[request_id]
             if not request.is_finished() and not request.is_prefill_chunk:
-                grammar = request.structured_output_request.grammar
-                request.spec_token_ids = allowed_nodes(tree, grammar, request_id)
+                request.spec_token_ids = allowed_nodes(tree, _grammar_of(request), request_id)
 
     def get_grammar_bitmask(self, scheduler_output: Any) -> Any:
         drafted = scheduler_output.scheduled_spec_decode_tokens
@@ -67,21 +66,30 @@ class TreeSchedulerMixin(Scheduler):  # type: ignore[misc]
         padded = copy(scheduler_output)
         padded.scheduled_spec_decode_tokens = {**drafted, **hidden}
         output = super().get_grammar_bitmask(padded)
-        if output is None:
-            return None
+        if output is not None:
+            self._fill_trees(output, trees, drafted)
+        return output
+
+    def _fill_trees(self, output: Any, trees: dict[str, TreeTokens], drafted: Any) -> None:
+        """Writes what may follow each row of the trees in vLLM's masks."""
         bitmask, first_row = torch.from_numpy(output.grammar_bitmask), 0
         for index, request_id in enumerate(output.structured_output_request_ids):
-            if request_id in trees:
-                grammar = self.requests[request_id].structured_output_request.grammar
-                fill_masks(trees[request_id], grammar, request_id, bitmask, first_row)
-                output.num_acceptable_drafts[index] = len(trees[request_id])
+            if (tree := trees.get(request_id)) is not None:
+                grammar = _grammar_of(self.requests[request_id])
+                fill_masks(tree, grammar, request_id, bitmask, first_row)
+                output.num_acceptable_drafts[index] = len(tree)
             first_row += 1 + len(drafted.get(request_id, ()))
-        return output
 
     def _is_constrained(self, request: Any) -> bool:
         """Whether the grammar holds from the next token on."""
         bounds = self.structured_output_manager._get_constraint_bounds(request, ())
         return bool(bounds.constraint_start == 0)
+
+
+# vLLM's request.
+def _grammar_of(request: Any) -> Grammar:
+    grammar: Grammar = request.structured_output_request.grammar
+    return grammar
 
 
 def _branches(tokens: list[int]) -> bool:

@@ -1,4 +1,4 @@
-"""Trains drafts for one tiny random model and runs it with them; prints what differs as JSON.
+"""Trains drafts for a tiny target and runs it with them; prints what differs as JSON.
 
 A program of its own, because an engine in its process leaves much behind.
 """
@@ -11,16 +11,21 @@ from pathlib import Path
 from typing import Any
 
 # First: it sets what vLLM reads when it is imported.
-from engine_scenarios import GREEDY, Engine, compared, prompts, save_model, seeded
+from engine_scenarios import GREEDY, Engine, compared, seeded
 
 import torch  # isort: skip
+from adaseek_vllm.token_tree.drafts.acceptance import ranks, tokens_per_step
 from adaseek_vllm.token_tree.drafts.config import TargetFacts
 from adaseek_vllm.token_tree.drafts.continuations import Job, generate, load, seconds_done
-from adaseek_vllm.token_tree.drafts.corpus import Document
+from adaseek_vllm.token_tree.drafts.corpus import Corpus, Document, trimmed
+from adaseek_vllm.token_tree.drafts.files import load_draft
 from adaseek_vllm.token_tree.drafts.target import facts_of, load_tokenizer, output_rows
 from adaseek_vllm.token_tree.drafts.train import TrainSettings, draft_directories, train_on
+from learnable_target import prompts, save_model
+from scripted_drafts import VOCABULARY
 
 SHAPE = {"hidden_size": 64, "num_heads": 4, "intermediate_size": 96, "num_tokens": 150}
+NUM_HELD_OUT = 6
 
 
 def answers(model: str, directory: Path) -> tuple[list[Document], dict[str, Any]]:
@@ -30,7 +35,7 @@ def answers(model: str, directory: Path) -> tuple[list[Document], dict[str, Any]
     first = seconds_done(directory)
     generate(job)
     found = list(load(directory))
-    rows = output_rows(Path(model), range(160))
+    rows = output_rows(Path(model), range(VOCABULARY))
     agreed = num = 0
     for one in found:
         if one.temperature == 0:
@@ -49,6 +54,28 @@ def answers(model: str, directory: Path) -> tuple[list[Document], dict[str, Any]
     return documents, checks
 
 
+def rate_on_paper(draft: Path, documents: list[Document]) -> float:
+    """Tokens per step of a chain of eight guesses about texts that are known already."""
+    model = load_draft(draft)
+    corpus = Corpus(
+        documents,
+        ids=trimmed(model.tokens, model.config.target.vocab_size),
+        output_rows=model.output_rows,
+        window=model.config.window,
+        depth=8,
+    )
+    return tokens_per_step(ranks(model, corpus, range(len(documents))), (1,) * 8)
+
+
+def rate_in_engine(engine: Engine, documents: list[Document]) -> float:
+    """Tokens per step of the same texts, said again one by one."""
+    before, num_tokens = engine.num_steps, 0
+    for one in documents:
+        (output,) = engine.generate([one.tokens[: one.first_answer].tolist()], GREEDY)
+        num_tokens += len(output.outputs[0].token_ids)
+    return num_tokens / (engine.num_steps - before)
+
+
 def scenarios(model: Path, work: Path) -> dict[str, Any]:
     torch.set_num_threads(1)
     documents, checks = answers(str(model), work / "continuations")
@@ -60,7 +87,15 @@ def scenarios(model: Path, work: Path) -> dict[str, Any]:
         (foreign, TargetFacts(facts.vocab_size, facts.hidden_size, "another"), 1),
     ):
         settings = TrainSettings(steps=steps, num_drafts=2, shape=SHAPE, learning_rate=5e-3)
-        train_on((documents[4:], documents[:4]), [], model, known, directory, settings)
+        train_on(
+            (documents[NUM_HELD_OUT:], documents[:NUM_HELD_OUT]),
+            [],
+            model,
+            known,
+            directory,
+            settings,
+        )
+    held_out = [one for one in documents[:NUM_HELD_OUT] if one.temperature == 0]
     greedy, chosen = prompts(12, 9, seed=7), [seeded(index) for index in range(14)]
     stock = Engine(str(model))
     expected = stock.generate(greedy, GREEDY), stock.generate(prompts(14, 7, seed=2), chosen)
@@ -82,11 +117,13 @@ def scenarios(model: Path, work: Path) -> dict[str, Any]:
         )
         said = engine.generate(greedy, GREEDY)
         results[name] = compared(expected[0], said) | {"steps": engine.num_steps}
+        results[name]["rate"] = rate_in_engine(engine, held_out)
         said = engine.generate(prompts(14, 7, seed=2), chosen)
         results[f"{name} seeded"] = compared(expected[1], said)
-        engine.generate(prompts(1, 5), GREEDY)
+        engine.generate(prompts(1, 5, seed=0), GREEDY)
         results[name]["kept"] = engine.runner.drafter.sources[-1].num_requests
         engine.close()
+    results["trained"]["paper"] = rate_on_paper(trained, held_out)
     results["foreign"] = refusal(str(model), foreign)
     return results
 

@@ -276,7 +276,8 @@ def test_moved_rows_are_what_vllm_would_have_written(
     before, expected = (torch.zeros(shape, dtype=dtype) for _ in range(2))
     slots = torch.arange(len(rows))
     ops.cpu_attn_reshape_and_cache(rows, rows * 2, *halves(before), slots, layout)
-    sources, targets = torch.tensor([9, 40, 95]), torch.tensor([8, 9, 33])
+    # The columns of a matrix, as a step's moves come.
+    sources, targets = torch.tensor([[9, 8], [40, 9], [95, 33]]).T
     wanted = rows.clone()
     wanted[targets] = rows[sources]
     ops.cpu_attn_reshape_and_cache(wanted, wanted * 2, *halves(expected), slots, layout)

@@ -34,6 +34,13 @@ def test_draft_models_change_nothing_of_what_is_said(results: dict[str, Any], dr
         assert results[scenario]["logprob_error"] < 1e-3
 
 
+def test_trained_draft_saves_as_many_steps_as_its_ranks_promise(results: dict[str, Any]) -> None:
+    trained = results["trained"]
+    assert trained["paper"] > 3
+    # The first answer's steps are worse: what guesses are worth is still being learned.
+    assert trained["rate"] > 0.8 * trained["paper"]
+
+
 def test_ended_requests_are_forgotten(results: dict[str, Any]) -> None:
     assert results["trained"]["kept"] <= 1
 

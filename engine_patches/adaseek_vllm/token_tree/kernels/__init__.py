@@ -175,7 +175,10 @@ class CompiledKernel:
         *,
         layout: str,
     ) -> None:
-        self._module.move_rows(list(caches), sources, targets, layout == "amx")
+        # Pairs that were made one by one come as the two columns of a matrix.
+        self._module.move_rows(
+            list(caches), sources.contiguous(), targets.contiguous(), layout == "amx"
+        )
 
     def top_tokens(self, logits: torch.Tensor, count: int) -> torch.Tensor:
         top = torch.empty(len(logits), count, dtype=torch.int64)

@@ -102,7 +102,8 @@ void hide(const Shape& s, const Tree& t, int64_t row, int64_t first_token, int64
   std::fill(scores + end, scores + width, kNever);
 }
 
-// Turns the first `width` of a tile's scores [m, kTile] into weights and rescales what was summed up before.
+// Turns the first `width` of a tile's scores [m, kTile] into weights, and rescales what was summed
+// up before.
 template <typename Weight>
 void update_softmax(const Shape& s, const Tree& t, int64_t first_token, int64_t width,
                     float* scores, Weight* weights, Partial& partial) {
@@ -392,6 +393,7 @@ void tree_attention(const at::Tensor& query, const at::Tensor& cache,
 //   caches: [blocks, KV heads, s, 2 d] each; from, to: [moves] int64.
 void move_rows(const std::vector<at::Tensor>& caches, const at::Tensor& from,
                const at::Tensor& to, bool amx) {
+  TORCH_CHECK(from.is_contiguous() && to.is_contiguous() && from.sizes() == to.sizes());
   const int64_t* sources = from.data_ptr<int64_t>();
   const int64_t* targets = to.data_ptr<int64_t>();
   for (const at::Tensor& cache : caches) {
