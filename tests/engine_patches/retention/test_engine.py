@@ -52,7 +52,7 @@ def test_held_contexts_are_hit_where_stock_has_lost_them(arms: dict[str, Any]) -
 
 
 def test_contexts_come_back_from_host_memory_bit_for_bit(arms: dict[str, Any]) -> None:
-    num_resumed = 6 * (int(NUM_TURNS) - 1)
+    num_resumed = 6 * (int(NUM_TURNS) - 1) * NUM_ROUNDS
     assert arms["host"]["num_loaded"] == num_resumed
     # What is held may be reclaimed; a copy may not.
     assert arms["host"]["num_cached_tokens"] >= arms["pin"]["num_cached_tokens"]
