@@ -52,15 +52,17 @@ class TreeAttentionMetadataBuilder(CPUAttentionMetadataBuilder):  # type: ignore
     tree_forward: TreeForward | None = None
 
     # The arguments and the result are vLLM's.
-    def build(self, common_prefix_len: int, common: Any, fast_build: bool = False) -> Any:
-        forward = self.tree_forward
+    def build(
+        self, common_prefix_len: int, common_attn_metadata: Any, fast_build: bool = False
+    ) -> Any:
+        forward, common = self.tree_forward, common_attn_metadata
         if forward is not None and not forward.is_whole:
             # vLLM's kernel computes every row. Without its context, a tree costs it little.
             lengths = common.seq_lens.clone()
             for tree in forward.step.trees:
                 lengths[tree.request] = tree.num_rows
             common = common.replace(seq_lens=lengths)
-        metadata = super().build(common_prefix_len, common, fast_build)
+        metadata: Any = super().build(common_prefix_len, common, fast_build)
         metadata.tree_forward = forward
         return metadata
 

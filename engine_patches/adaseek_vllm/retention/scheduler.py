@@ -120,6 +120,8 @@ class RetentionMixin(Scheduler):  # type: ignore[misc]
                 num_loaded_tokens=host.take_loaded(new.req_id) if host is not None else 0,
             )
             self._short_since.pop(new.req_id, None)
+        for resumed_id in output.scheduled_cached_reqs.resumed_req_ids:
+            self._short_since.pop(resumed_id, None)
         num_tokens = output.total_num_scheduled_tokens
         if (pairs := self._context_pairs(output)) is not None:
             self._steps[id(output)] = (started_s, num_tokens, pairs)

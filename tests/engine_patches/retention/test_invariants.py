@@ -22,7 +22,7 @@ from adaseek_vllm.retention.simulator import (
 )
 from vllm.v1.request import RequestStatus
 
-NUM_TRACES = int(os.environ.get("ADASEEK_NUM_TRACES", "600"))
+NUM_TRACES = int(os.environ.get("ADASEEK_NUM_TRACES", "480"))
 FIRST_TRACE = int(os.environ.get("ADASEEK_FIRST_TRACE", "0"))
 BLOCK = 4
 TENANTS = (None, None, "a", "b")
