@@ -86,7 +86,8 @@ class ServingEngine:
         )
 
     async def tokens_of(self, text: str) -> list[int]:
-        request = CompletionRequest(prompt=text, add_special_tokens=False, max_tokens=1)
+        # The seed is vLLM's default; it is named for pyright, which misses it.
+        request = CompletionRequest(prompt=text, add_special_tokens=False, max_tokens=1, seed=None)
         renderer = self._completion.online_renderer
         return _only_tokens(_checked(await renderer.render_completion(request)))
 

@@ -55,16 +55,15 @@ class TreeAttentionMetadataBuilder(CPUAttentionMetadataBuilder):  # type: ignore
     def build(
         self, common_prefix_len: int, common_attn_metadata: Any, fast_build: bool = False
     ) -> Any:
-        forward = self.tree_forward
+        forward, common = self.tree_forward, common_attn_metadata
         if forward is not None and not forward.is_whole:
             # vLLM's kernel computes every row. Without its context, a tree costs it little.
-            lengths = common_attn_metadata.seq_lens.clone()
+            lengths = common.seq_lens.clone()
             for tree in forward.step.trees:
                 lengths[tree.request] = tree.num_rows
-            common_attn_metadata = common_attn_metadata.replace(seq_lens=lengths)
-        metadata = super().build(common_prefix_len, common_attn_metadata, fast_build)
-        # The layers read it from there; vLLM's class does not name it.
-        vars(metadata)["tree_forward"] = forward
+            common = common.replace(seq_lens=lengths)
+        metadata: Any = super().build(common_prefix_len, common, fast_build)
+        metadata.tree_forward = forward
         return metadata
 
 

@@ -38,6 +38,7 @@ class SimulatedCopies:
     def __init__(
         self, host: Any, *, bytes_per_s: float, fails: Callable[[int], bool] = lambda _: False
     ) -> None:
+        self.num_loads = 0
         self._host = host
         self._bytes_per_s = bytes_per_s
         self._fails = fails
@@ -50,6 +51,7 @@ class SimulatedCopies:
         for job_id in [*metadata.load_jobs, *metadata.store_jobs]:
             job = self._host.swap.job(job_id)
             is_load = bool(job.request_id)
+            self.num_loads += is_load
             seconds = len(job.blocks) * self._host.block_bytes / self._bytes_per_s
             done_s = max(now_s, self._free_s[is_load]) + seconds
             self._free_s[is_load] = done_s

@@ -120,6 +120,8 @@ class RetentionMixin(Scheduler):  # type: ignore[misc]
                 num_loaded_tokens=host.take_loaded(new.req_id) if host is not None else 0,
             )
             self._short_since.pop(new.req_id, None)
+        for resumed_id in output.scheduled_cached_reqs.resumed_req_ids:
+            self._short_since.pop(resumed_id, None)
         num_tokens = output.total_num_scheduled_tokens
         if (pairs := self._context_pairs(output)) is not None:
             self._steps[id(output)] = (started_s, num_tokens, pairs)
@@ -338,12 +340,15 @@ class RetentionMixin(Scheduler):  # type: ignore[misc]
 
     def _must_have(self, request: Any) -> bool:
         """Returns whether even sessions that are worth holding must give way to a request."""
-        if request.status == RequestStatus.RUNNING or not self.running:
+        if request.status == RequestStatus.RUNNING:
             return True
         now_s = self._retention_now()
+        # Its wait begins even where it is refused for what others load, with nothing held back.
         since_s, since_step = self._short_since.setdefault(
             request.request_id, (now_s, self.current_step)
         )
+        if not self.running:
+            return True
         limit_s = self.retention.settings.max_admission_delay_s
         return now_s - since_s >= limit_s or self.current_step - since_step >= _MAX_WAIT_STEPS
 

@@ -34,13 +34,13 @@ def move_rows(
     source, target = _places(sources, block_size), _places(targets, block_size)
     for view in _views(cache, layout):
         by_slot = view.transpose(0, 1)
-        by_slot[:, *target] = by_slot[:, *source]
+        by_slot[target] = by_slot[source]
 
 
-def _places(slots: torch.Tensor, block_size: int) -> tuple[torch.Tensor, ...]:
-    """Indices of slots in a view of `_views` without its heads."""
+def _places(slots: torch.Tensor, block_size: int) -> tuple[slice | torch.Tensor, ...]:
+    """Indices of slots in a view of `_views` with its heads in front."""
     slot = slots % block_size
-    return slots // block_size, slot // 16, slot % 16 // 2, slot % 2
+    return slice(None), slots // block_size, slot // 16, slot % 16 // 2, slot % 2
 
 
 def _views(cache: torch.Tensor, layout: str) -> tuple[torch.Tensor, torch.Tensor]:

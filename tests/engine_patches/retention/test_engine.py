@@ -19,6 +19,8 @@ from typing import Any
 import pytest
 
 NUM_TURNS = os.environ.get("ADASEEK_NUM_TURNS", "5")
+# `soft` and `drop` hold nothing; `auto` and `infercept` choose them, too.
+ARMS = "stock,auto,pin,infercept,host,small_host,slow_host,auto_host,faulty_host"
 NUM_ROUNDS = int(os.environ.get("ADASEEK_NUM_ROUNDS", "1"))
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(900 * NUM_ROUNDS)]
 
@@ -26,9 +28,8 @@ pytestmark = [pytest.mark.engine, pytest.mark.timeout(900 * NUM_ROUNDS)]
 @pytest.fixture(scope="module")
 def arms() -> dict[str, Any]:
     program = Path(__file__).with_name("engine_scenarios.py")
-    done = subprocess.run(
-        [sys.executable, str(program), "6", NUM_TURNS], capture_output=True, text=True, check=False
-    )
+    command = [sys.executable, str(program), "6", NUM_TURNS, ARMS]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
     lines = [line for line in done.stdout.splitlines() if line.startswith("RESULT ")]
     assert lines, done.stdout[-2000:] + done.stderr[-2000:]
     return dict(json.loads(lines[0].removeprefix("RESULT ")))
@@ -52,7 +53,7 @@ def test_held_contexts_are_hit_where_stock_has_lost_them(arms: dict[str, Any]) -
 
 
 def test_contexts_come_back_from_host_memory_bit_for_bit(arms: dict[str, Any]) -> None:
-    num_resumed = 6 * (int(NUM_TURNS) - 1)
+    num_resumed = 6 * (int(NUM_TURNS) - 1) * NUM_ROUNDS
     assert arms["host"]["num_loaded"] == num_resumed
     # What is held may be reclaimed; a copy may not.
     assert arms["host"]["num_cached_tokens"] >= arms["pin"]["num_cached_tokens"]

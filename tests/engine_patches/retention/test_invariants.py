@@ -22,7 +22,7 @@ from adaseek_vllm.retention.simulator import (
 )
 from vllm.v1.request import RequestStatus
 
-NUM_TRACES = int(os.environ.get("ADASEEK_NUM_TRACES", "2000"))
+NUM_TRACES = int(os.environ.get("ADASEEK_NUM_TRACES", "480"))
 FIRST_TRACE = int(os.environ.get("ADASEEK_FIRST_TRACE", "0"))
 BLOCK = 4
 TENANTS = (None, None, "a", "b")
@@ -44,7 +44,6 @@ class Trace:
     open: list[tuple[str, int]] = field(default_factory=list)
     short_since: dict[str, float] = field(default_factory=dict)
     is_resetting: bool = False
-    num_idle: int = 0
 
     @property
     def scheduler(self) -> Any:
@@ -122,13 +121,11 @@ class Trace:
         return self.engine.submit(name, prompt, max_tokens=num_tokens, **options)
 
     def _step(self) -> None:
-        must_progress = self.is_only_waiting
+        must_progress, num_loads = self.is_only_waiting, self.num_loads
         num_tokens = self.engine.step()
-        # A step may begin to copy a context back instead of computing, or hear that it is there.
-        is_idle = must_progress and not num_tokens and not self.is_loading
-        self.num_idle = self.num_idle + 1 if is_idle else 0
-        limit = 0 if self.scheduler.retention_host is None else 1
-        assert self.num_idle <= limit, "nothing runs, and somebody still waits"
+        # Instead of computing, a step may begin to copy a context back; it may even end within it.
+        has_progressed = num_tokens or self.num_loads > num_loads
+        assert has_progressed or not must_progress, "nothing runs, and somebody still waits"
         self.check()
 
     def _wait(self) -> None:
@@ -185,6 +182,11 @@ class Trace:
             assert len(swap.pool) + swap.pool.num_free == swap.pool.num_slots
 
     @property
+    def num_loads(self) -> int:
+        """Copies back that were begun so far."""
+        return self.engine.copies.num_loads if self.engine.copies is not None else 0
+
+    @property
     def is_loading(self) -> bool:
         """Whether copies are on their way back, for requests that wait or were aborted."""
         host = self.scheduler.retention_host
@@ -192,7 +194,10 @@ class Trace:
 
     @property
     def is_only_waiting(self) -> bool:
-        """Whether somebody waits and nobody runs, so that only the pool can be in the way."""
+        """Whether somebody waits and nobody runs, so that only the pool can be in the way.
+
+        A load counts as running: nobody else may have its blocks before it ends.
+        """
         is_waiting = self.scheduler.waiting or self.scheduler.kv_holding_waiting
         is_running = self.scheduler.running or self.engine.num_in_flight or self.is_loading
         return bool(is_waiting) and not is_running
@@ -286,12 +291,11 @@ def watch_waits(trace: Trace) -> None:
             trace.short_since.pop(name, None)
             return slots
         since_s = trace.short_since.setdefault(name, trace.engine.now_s)
-        if trace.is_loading:
-            # vLLM keeps blocks back for those that load.
-            return slots
         if trace.engine.now_s - since_s >= DELAY_S or not trace.scheduler.running:
             # All that is held, by nobody else, would not have been enough.
             free = manager.block_pool.get_num_free_blocks() + trace.num_only_held
+            # A context is copied back only beside what vLLM keeps for those that compute.
+            free -= kwargs.get("reserved_blocks", 0)
             assert free * BLOCK < request.num_tokens + BLOCK, "kept waiting by a pin"
         return slots
 
@@ -322,3 +326,8 @@ def test_random_traces(part: int) -> None:
     configs: dict[int, tuple[EngineShape, dict[str, object], Any]] = {}
     for seed in range(FIRST_TRACE + part, FIRST_TRACE + NUM_TRACES, 8):
         run_trace(seed, configs)
+
+
+@pytest.mark.parametrize("seed", [7274, 5000066])
+def test_traces_that_failed_once(seed: int) -> None:
+    run_trace(seed, {})

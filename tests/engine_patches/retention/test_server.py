@@ -128,6 +128,13 @@ def test_without_a_hold_the_crowd_takes_it_all(server: Server) -> None:
     assert cached(server.complete(context(first))) == 0
 
 
+def test_metrics_tell_of_resumes_and_what_they_saved(server: Server) -> None:
+    first = server.complete(f"metrics. {STORY}", session_id="metrics")
+    server.complete(context(first), session_id="metrics")
+    until(lambda: metric(server, "resumes_total") > 0)
+    assert metric(server, "saved_tokens_total") > 128
+
+
 def test_chat_turns_are_a_session_and_a_crowd_costs_nothing(server: Server) -> None:
     messages = [{"role": "user", "content": STORY}]
     body: dict[str, Any] = {"session_id": "chat", "temperature": 0, "max_tokens": 12}
@@ -316,6 +323,13 @@ def test_too_long_tool_answer_is_refused_and_a_shorter_one_taken(server: Server)
 
 def trigger() -> dict[str, Any]:
     return {"triggers": {"stop": " morning"}}
+
+
+def metric(server: Server, name: str) -> float:
+    lines = server.http.get("/metrics").raise_for_status().text.splitlines()
+    found = [line for line in lines if line.startswith(f"vllm:kv_retention_{name}")]
+    assert found, name
+    return sum(float(line.split()[-1]) for line in found)
 
 
 def tokenized(server: Server, text: str) -> list[int]:
