@@ -25,6 +25,7 @@ from langchain_core.language_models import BaseChatModel
 from langchain_core.messages import HumanMessage
 from langchain_core.output_parsers import StrOutputParser
 from langchain_core.prompts import ChatPromptTemplate
+from langchain_core.runnables import RunnableLambda
 from langchain_core.tracers import context as tracer_context
 from langchain_openai import ChatOpenAI
 
@@ -466,15 +467,22 @@ def test_the_nearest_hook_with_a_recipe_decides(server: LoopbackServer) -> None:
     assert messages(server.bodies[0]) == ["Hum.", "a"]
 
 
-def test_a_bound_recipe_tells_what_the_program_fills_in(server: LoopbackServer) -> None:
-    asked = ChatPromptTemplate.from_messages([("system", "On {topic}."), ("human", "{q}")])
+FROM_A_TEMPLATE = ChatPromptTemplate.from_messages([("system", "On {topic}."), ("human", "{q}")])
+FROM_CODE = RunnableLambda(lambda x: [("system", f"On {x['topic']}."), ("human", x["q"])])
+
+
+@pytest.mark.parametrize(
+    ("name", "asked"), [("{topic}", FROM_A_TEMPLATE), ("{varying}", FROM_CODE)]
+)
+def test_a_bound_recipe_tells_what_the_program_fills_in(
+    server: LoopbackServer, name: str, asked: Any
+) -> None:
     varying = asked | chat(server)
     observing = AdaSeekHook()
     for topic in ("dogs", "cats"):
         varying.invoke({"topic": topic, "q": "a"}, {"callbacks": [observing]})
     (step,) = observing.workflow.lm_steps()
     assert step.signature is not None
-    name = "{varying}"
     assert name in step.signature.instructions
     bound = recipe(instructions=f"All about {name}!").bind(observing.workflow)
     hook = AdaSeekHook(Recipe.from_json(bound.to_json()))
