@@ -1,8 +1,9 @@
 """Every name that lies deeper in LangChain than its documented modules, and how to do without it.
 
-Supported: langchain-core from 1.7 on. A name that is gone is None here, and what needs it degrades:
-without the context of child runs, only handlers in `config` are found; without LangGraph's error
-classes, an interrupt reads as an error. Each name has a canary test.
+Supported: langchain-core from 1.4 on; the tests ran on 1.4.0 (langchain 1.3.7) and 1.8.3 (1.5.2). A
+name that is gone is None here, and what needs it degrades: without the context of child runs, only
+handlers in `config` are found; without LangGraph's error classes, an interrupt reads as an error.
+Each name has a canary test.
 """
 
 from __future__ import annotations
