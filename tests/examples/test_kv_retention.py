@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import itertools
 import json
+import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,12 +21,16 @@ FOLDER = Path(__file__).parents[2] / "examples" / "benchmarks" / "kv_retention"
 def load() -> Iterator[Any]:
     """Returns a function that imports a module of the benchmark."""
     before = set(sys.modules)
+    # The benchmark's programs set vLLM up for their own process.
+    environment = dict(os.environ)
     sys.path.insert(0, str(FOLDER))
 
     def load_module(name: str) -> ModuleType:
         return importlib.import_module(name)
 
     yield load_module
+    os.environ.clear()
+    os.environ.update(environment)
     sys.path.remove(str(FOLDER))
     for name in set(sys.modules) - before:
         if str(getattr(sys.modules[name], "__file__", "")).startswith(str(FOLDER)):
