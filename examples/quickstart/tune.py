@@ -53,8 +53,9 @@ def main() -> None:
         for line in result.original.recipe.diff(result.recipe):
             console.print(f"  {line}", markup=False)
         console.print(f"[bold]{result.verdict}[/bold]")
-        held = optimizer.tuner.evaluate(program, result.recipe, test[: arguments.num_test])
-        console.print(heldout_table(held))
+        if result.recipe.settings:  # else both would be the original
+            held = optimizer.tuner.evaluate(program, result.recipe, test[: arguments.num_test])
+            console.print(heldout_table(held))
     report = result.report(Path(arguments.run_dir) / "report.html")
     console.print(f"Recipe: {Path(arguments.run_dir) / 'recipe.json'}\nReport: {report}")
 
