@@ -49,6 +49,10 @@ class BudgetPlan:
     def validation(self) -> int:
         return (1 + self.num_finalists) * self.num_val
 
+    @property
+    def timing(self) -> int:
+        return (1 + self.num_finalists) * self.num_latency
+
 
 def plan_budget(budget: int, num_train: int, num_val: int, *, times_latency: bool) -> BudgetPlan:
     """Returns the split of `budget` workflow runs over the phases.

@@ -29,7 +29,8 @@ class RunStarted:
     """The plan of a run, known before anything is spent.
 
     `layers` holds the names of each layer's dimensions, outermost first; `layer_budgets` the
-    trials per layer, whose product is the number of planned leaf trials.
+    trials per layer, whose product is the number of planned leaf trials. Of `budget`, `num_timed`
+    workflow runs are made one at a time, to time them.
     """
 
     budget: int
@@ -38,6 +39,7 @@ class RunStarted:
     objectives: tuple[str, ...]
     num_train: int
     num_val: int
+    num_timed: int = 0
 
 
 @dataclass(frozen=True, slots=True)

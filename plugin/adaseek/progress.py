@@ -62,8 +62,9 @@ class ProgressState:
         arms: layer -> numbers of the outer trials that are still searched.
         num_arms: layer -> outer trials opened so far.
         best: objective -> best among completed trials that keep the constraints.
-        first_new_s: when the first run that was not replayed was heard of.
+        first_new_s: when the first run at the present pace that was not replayed was heard of.
         new_runs: runs since then, for the estimate of the time left.
+        alone_s: what one run of the original takes.
         ended: the run's last event.
     """
 
@@ -80,6 +81,7 @@ class ProgressState:
     cost_usd: float | None = 0.0
     first_new_s: float | None = None
     new_runs: int = 0
+    alone_s: float | None = None
     ended: RunEnded | None = None
 
     @property
@@ -90,12 +92,25 @@ class ProgressState:
     def seconds_left(self, now_s: float) -> float | None:
         """Returns the time that the rest of the budget takes at the pace so far, None if unknown.
 
-        Replayed runs take no time, so they do not count for the pace.
+        Replayed runs take no time, so they do not count for the pace. Runs that are timed alone
+        have a pace of their own.
         """
-        if self.plan is None or self.first_new_s is None or self.new_runs < _FEWEST_RUNS_FOR_ETA:
+        if self.plan is None:
             return None
-        pace_s = (now_s - self.first_new_s) / self.new_runs
-        return max(0, self.plan.budget - self.num_runs) * pace_s
+        left = max(0, self.plan.budget - self.num_runs)
+        pace_s = self._pace_s(now_s)
+        if self.phase == "latency":
+            pace_s = pace_s or self.alone_s
+            return None if pace_s is None else left * pace_s
+        if pace_s is None:
+            return None
+        timed = min(left, self.plan.num_timed)
+        return (left - timed) * pace_s + timed * (self.alone_s or pace_s)
+
+    def _pace_s(self, now_s: float) -> float | None:
+        if self.first_new_s is None or self.new_runs < _FEWEST_RUNS_FOR_ETA:
+            return None
+        return (now_s - self.first_new_s) / self.new_runs
 
 
 def advance(state: ProgressState, event: Event, *, now_s: float) -> ProgressState:
@@ -103,6 +118,8 @@ def advance(state: ProgressState, event: Event, *, now_s: float) -> ProgressStat
     match event:
         case RunStarted():
             return replace(state, plan=event)
+        case PhaseStarted(phase="latency"):
+            return replace(state, phase=event.phase, first_new_s=None, new_runs=0)
         case PhaseStarted():
             return replace(state, phase=event.phase)
         case TrialStarted():
@@ -141,6 +158,8 @@ def _with_result(state: ProgressState, event: TrialEnded) -> ProgressState:
     # An outer trial ends with the values of its best inner one, which has been counted.
     if event.state != "complete" or event.layer < state.innermost:
         return state
+    if event.trial == 0:
+        state = replace(state, alone_s=event.latency_s)
     best = dict(state.best)
     found = {"quality": event.quality, "cost": event.cost_usd, "latency": event.latency_s}
     for objective, value in found.items():

@@ -131,6 +131,7 @@ class TuningRun:
                 self.archive.objectives,
                 len(self._split.train),
                 len(self._split.val),
+                self._plan.timing,
             )
         )
         self.ended = "budget"
@@ -231,21 +232,22 @@ class TuningRun:
             self._validation[record.number]["latency"] = timed["latency"]
 
     def _finalists(self) -> list[Record]:
-        """Returns the front's best by quality, and those that save most, at most as planned.
+        """Returns who stands for each objective, then the best of each, at most as planned.
 
         By what is believed of them, not by what was seen: the luckiest must not win.
         """
         front = [r for r in self.archive.front() if r.number != 0 and not self._is_original(r)]
         front = self.archive.most_promising(front)
-        believed = self.search.beliefs.about(front).scaled()
-        points = {r.number: row for r, row in zip(front, believed, strict=True)}
-        chosen: list[Record] = []
-        for axis in range(len(self.archive.objectives)):
-            ranked = sorted(front, key=lambda r: (points[r.number][axis], points[r.number].sum()))
-            chosen += [r for r in ranked[:1] if r not in chosen]
-        rest = [r for r in front if r not in chosen]
-        chosen += sorted(rest, key=lambda r: float(points[r.number].sum()))
-        return chosen[: self._plan.num_finalists]
+        if not front:
+            return []
+        belief = self.search.beliefs.about(front)
+        points = belief.scaled()
+        axes = range(len(self.archive.objectives))
+        total = points.sum(axis=1)
+        order = [belief.frugal(axis) for axis in axes]
+        order += [min(range(len(front)), key=lambda i: (points[i, a], total[i])) for a in axes]
+        order += sorted(range(len(front)), key=lambda i: float(total[i]))
+        return [front[i] for i in dict.fromkeys(order)][: self._plan.num_finalists]
 
     # Runs ---------------------------------------------------------------------------------
 

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import reduce
 
 import pytest
@@ -109,6 +110,22 @@ def test_time_left_counts_new_runs_only() -> None:
     state = advance(state, Progress(111, 100, 0.1), now_s=30.0)
     # Ten runs in the twenty seconds since the first new one was heard of; 289 are left.
     assert state.seconds_left(30.0) == pytest.approx(289 * 2.0)
+
+
+def test_runs_that_are_timed_alone_have_a_pace_of_their_own() -> None:
+    plan = replace(PLAN, budget=40, num_timed=10)
+    original = TrialEnded(0, 2, (), {}, 0.5, 0.1, 12.0, 10, "complete")
+    state = after([plan, original])
+    for count, heard_s in ((10, 10.0), (20, 20.0)):
+        state = advance(state, Progress(count, 0, 0.1), now_s=heard_s)
+    # Ten of the twenty that are left run side by side, one a second; then ten alone, of 12 s each.
+    assert state.seconds_left(20.0) == pytest.approx(10 * 1.0 + 10 * 12.0)
+    state = advance(state, Progress(30, 0, 0.1), now_s=30.0)
+    state = advance(state, PhaseStarted("latency", 10), now_s=30.0)
+    assert state.seconds_left(30.0) == pytest.approx(10 * 12.0)
+    for count in range(31, 37):
+        state = advance(state, Progress(count, 0, 0.1), now_s=40.0 + 8.0 * (count - 31))
+    assert state.seconds_left(80.0) == pytest.approx(4 * 8.0)
 
 
 def test_time_left_is_never_negative() -> None:

@@ -30,12 +30,14 @@ class Belief:
 
     Attributes:
         points: [num_records, num_objectives] float, to be minimised.
+        errors: [num_records, num_objectives] float, the standard errors of the points.
         hopes: the same with quality half a standard deviation better than believed.
         violations: [num_records] float, 0 if believed to keep the constraints.
         hoped_violations: the same by `hopes`.
     """
 
     points: Floats
+    errors: Floats
     hopes: Floats
     violations: Floats
     hoped_violations: Floats
@@ -55,6 +57,21 @@ class Belief:
         low, high = self.points.min(axis=0), self.points.max(axis=0)
         span = np.where(np.isfinite(high - low) & (high > low), high - low, 1.0)
         return np.asarray(np.nan_to_num((self.points - low) / span, nan=0.0, posinf=1.0))
+
+    def frugal(self, axis: int) -> int:
+        """Returns the index of the record that stands for objective `axis`.
+
+        Of those within a standard error of the best it is the best in the other objectives: a
+        difference that cannot be seen is not worth its price.
+
+        Source: the one-standard-error rule (Breiman et al., Classification and Regression Trees,
+        1984, section 3.4.3).
+        """
+        values = self.points[:, axis]
+        leader = int(np.argmin(values))
+        close = np.flatnonzero(values <= values[leader] + self.errors[leader, axis])
+        price = np.delete(self.scaled(), axis, axis=1).sum(axis=1)
+        return int(min(close, key=lambda i: (price[i], values[i])))
 
     def best(self) -> NDArray[np.intp]:
         """Returns the indices of the records, those with the best hopes first."""
@@ -130,14 +147,15 @@ class Beliefs:
 
     def _belief(self, records: Sequence[Record], qualities: Floats, errors: Floats) -> Belief:
         measured = self._archive.points(records)
-        points, hopes = measured.copy(), measured.copy()
+        points, spread = measured.copy(), np.zeros_like(measured)
         if "quality" in self._archive.objectives:
             column = self._archive.objectives.index("quality")
             points[:, column] = -qualities
-            hopes[:, column] = -(qualities + 0.5 * errors)
+            spread[:, column] = errors
         return Belief(
             points,
-            hopes,
+            spread,
+            points - 0.5 * spread,
             self._violations(records, qualities),
             self._violations(records, qualities + 0.5 * errors),
         )

@@ -23,6 +23,7 @@ from optuna.study import Study
 from optuna.trial import FrozenTrial
 
 from adaseek.search import pareto
+from adaseek.search._threads import single_threaded
 from adaseek.search.base import Space
 from adaseek.search.coder import INACTIVE, Coder, Codes
 from adaseek.search.history import NUM_EXAMPLES, VIOLATION, History
@@ -146,6 +147,7 @@ class CategoricalTPESampler(BaseSampler):
             return self._num_startup
         return max(4, int(coder.sizes.max(initial=1)))
 
+    @single_threaded
     def _log_density(
         self, coder: Coder, points: Codes, centres: Codes, weights: NDArray[np.float64]
     ) -> NDArray[np.float64]:
@@ -158,15 +160,16 @@ class CategoricalTPESampler(BaseSampler):
         share = self._prior_weight / (len(centres) + 1)
         other = np.log(share / (1 + coder.sizes * share))  # [num_dimensions]
         gain = np.log1p(1 / share)  # a match over a mismatch
-        matches = coder.one_hot(points) @ coder.one_hot(centres).T
-        active = (points != INACTIVE).astype(np.float64)
         uniform = -np.log(coder.sizes)
-        logs = gain * matches + active @ np.where(centres != INACTIVE, other, uniform).T
-        logs = np.concatenate([logs, (active @ uniform)[:, None]], axis=1)
-        mass = np.append(weights, self._prior_weight)
-        top = logs.max(axis=1, keepdims=True)
-        density = np.log((np.exp(logs - top) * mass).sum(axis=1) / mass.sum()) + top[:, 0]
-        return np.asarray(density, dtype=np.float64)
+        active = (points != INACTIVE).astype(np.float64)
+        left = np.concatenate([gain * coder.one_hot(points), active], axis=1)
+        mismatch = np.where(centres != INACTIVE, other, uniform)
+        logs = left @ np.concatenate([coder.one_hot(centres), mismatch], axis=1).T
+        flat = active @ uniform
+        top = np.maximum(logs.max(axis=1, initial=-np.inf), flat)
+        logs -= top[:, None]
+        density = np.exp(logs, out=logs) @ weights + self._prior_weight * np.exp(flat - top)
+        return np.asarray(np.log(density / (weights.sum() + self._prior_weight)) + top)
 
 
 class Shrunk:

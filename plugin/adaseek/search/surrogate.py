@@ -18,6 +18,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from adaseek.search._threads import single_threaded
+
 __all__ = ["MOST_CONFIGS", "Strengths", "Surrogate"]
 
 Floats = NDArray[np.float64]
@@ -56,6 +58,7 @@ class Surrogate:
         self._strengths = _STRENGTHS[0]
         self._chosen_at = 0
 
+    @single_threaded
     def estimates(
         self, features: Floats, values: Floats, variances: Floats, *, num: int | None = None
     ) -> tuple[Floats, Floats]:

@@ -93,3 +93,16 @@ def test_a_config_without_hope_leaves_even_if_it_races_alone():
     )
     judge.judge(archive.records[-1:])
     assert archive.records[-1].state == "eliminated"
+
+
+def test_of_qualities_that_cannot_be_told_apart_the_cheaper_stands_for_quality():
+    # One success more in ten is within a standard error; eight more in ten are not.
+    archive = archive_of(
+        ("a", "0", alternating(1, 10), 1.0, "complete"),
+        ("b", "1", alternating(8, 10), 1.3, "complete"),
+        ("b", "2", alternating(9, 10), 4.0, "complete"),
+    )
+    belief = beliefs(archive).about(archive.records)
+    assert belief.points[:, 0].argmin() == 2
+    assert belief.frugal(0) == 1
+    assert belief.frugal(1) == 0
