@@ -43,7 +43,7 @@ def main() -> None:
             prices={large.model: PRICES[LARGE], small.model: PRICES[SMALL]},
             cogs=COGS,
             seed=arguments.seed,
-            num_threads=8,
+            num_threads=16,
             run_dir=arguments.run_dir,
         )
         train, val, test = (load_examples(split) for split in ("train", "val", "test"))

@@ -15,6 +15,7 @@ __all__ = [
     "MetricError",
     "PluginError",
     "RecipeMismatchError",
+    "RunInterrupted",
     "TooManyErrorsError",
     "TranslationError",
     "choices",
@@ -62,6 +63,10 @@ class EndpointError(AdaseekError, RuntimeError):
 
 class BudgetExhaustedError(AdaseekError, RuntimeError):
     """A limit (workflow runs, money, tokens or time) does not allow another run."""
+
+
+class RunInterrupted(AdaseekError):  # noqa: N818 - an interruption is no error of anybody's
+    """The user or the system asked the run to end; what was finished is journalled."""
 
 
 class TooManyErrorsError(AdaseekError, RuntimeError):

@@ -17,7 +17,7 @@ from adaseek import plugins
 from adaseek._version import __version__
 from adaseek.cli import app as cli_app
 from adaseek.cli import inspection, load, main
-from adaseek.errors import ConfigurationError, EndpointError, ExampleError
+from adaseek.errors import ConfigurationError, EndpointError, ExampleError, RunInterrupted
 from adaseek.hooks import hookimpl
 from adaseek.recipe import Recipe, Setting
 from adaseek.result import Candidate, Estimate, Spending, TuningResult
@@ -320,6 +320,14 @@ def test_ctrl_c_exits_with_130(run: Run, tuner: FakeTuner) -> None:
     tuner.error = KeyboardInterrupt()  # type: ignore[assignment]
     ran = run(*TUNE)
     assert ran.code == 130 and ran.err.strip() == "interrupted"
+
+
+def test_being_asked_to_end_before_anything_was_found_exits_with_130(
+    run: Run, tuner: FakeTuner
+) -> None:
+    tuner.error = RunInterrupted("Interrupted: 9 workflow runs are journalled.")
+    ran = run(*TUNE)
+    assert ran.code == 130 and ran.err.startswith("error: Interrupted: 9 workflow runs")
 
 
 def test_a_missing_plotly_does_not_fail_a_paid_run(

@@ -2,7 +2,7 @@
 
 Exit codes: 0 done (also when nothing was better than the original); 1 an input or a setting
 cannot be used; 2 wrong usage; 3 a limit or an error ended the run early, the best so far is
-written; 130 interrupted with Ctrl-C.
+written; 130 interrupted with Ctrl-C or SIGTERM.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from adaseek._comparison import compare_heldout
 from adaseek._units import format_estimate
 from adaseek._version import __version__
 from adaseek.cli import load
-from adaseek.cli.command import Command
+from adaseek.cli.command import INTERRUPTED, Command
 from adaseek.cli.drafts import drafts
 from adaseek.cli.inspection import inspect_path, inspect_program
 from adaseek.cli.show import comparison_json, print_json, print_view
@@ -31,7 +31,7 @@ from adaseek.table import comparison_table, heldout_table, text_table
 
 __all__ = ["main"]
 
-_ENDED_EARLY, _INTERRUPTED = 3, 130
+_ENDED_EARLY = 3
 _FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 _FOLDER = click.Path(file_okay=False, path_type=Path)
 
@@ -47,7 +47,7 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
         code = error.exit_code
     except click.Abort:
         click.echo("interrupted", err=True)
-        code = _INTERRUPTED
+        code = INTERRUPTED
     sys.exit(code or 0)
 
 
@@ -344,7 +344,7 @@ def _exit_code(ended: str) -> int:
     """Returns 0 for a run that went as planned; `ended` is `TuningResult.ended`."""
     if ended in ("budget", "converged"):
         return 0
-    return _INTERRUPTED if ended.startswith(("interrupted", "RunInterrupted")) else _ENDED_EARLY
+    return INTERRUPTED if ended.startswith(("interrupted", "RunInterrupted")) else _ENDED_EARLY
 
 
 def _try_report(result: TuningResult) -> None:

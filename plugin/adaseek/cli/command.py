@@ -6,13 +6,20 @@ from typing import IO, Any  # Any: click's arguments
 
 import click
 
-from adaseek.errors import AdaseekError
+from adaseek.errors import AdaseekError, RunInterrupted
 
-__all__ = ["Command"]
+__all__ = ["INTERRUPTED", "Command"]
+
+INTERRUPTED = 130
+"""Exit code of a command that was asked to end before it had anything to write."""
 
 
 class _Failure(click.ClickException):
     """An AdaSeek error as one line on standard error."""
+
+    def __init__(self, error: AdaseekError) -> None:
+        super().__init__(str(error))
+        self.exit_code = INTERRUPTED if isinstance(error, RunInterrupted) else 1
 
     def show(self, file: IO[Any] | None = None) -> None:
         click.echo(f"error: {self.message}", file=file, err=file is None)
@@ -33,4 +40,4 @@ class Command(click.Command):
         except AdaseekError as error:
             if wants_traceback:
                 raise
-            raise _Failure(str(error)) from error
+            raise _Failure(error) from error

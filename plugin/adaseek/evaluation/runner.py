@@ -11,9 +11,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
 from adaseek.errors import (
-    AdaseekError,
     EndpointError,
     MetricError,
+    RunInterrupted,
     TooManyErrorsError,
     require,
 )
@@ -27,7 +27,7 @@ from adaseek.events import Event, Progress
 from adaseek.recipe import Recipe
 from adaseek.workflow import Example, Score, Trace, Usage
 
-__all__ = ["RunInterrupted", "Runner"]
+__all__ = ["Runner"]
 
 RunWorkflow = Callable[[Recipe, Example, RunContext], Trace]
 """An adapter's `adaseek_run`, bound to the user's program and its workflow."""
@@ -36,10 +36,6 @@ _POLL_S = 0.1
 _MAX_SHOWN_ERRORS = 3
 _HANGS_AFTER = 2.0
 """A run that takes this many times its `timeout_s`, plus the grace time, is said to hang."""
-
-
-class RunInterrupted(AdaseekError):  # noqa: N818 - an interruption is no error of anybody's
-    """The user or the system asked the run to end; what was finished is journalled."""
 
 
 class Runner:

@@ -21,6 +21,7 @@ NUM_TASKS = 60
 CHILD = """
 import os, sys, time
 from adaseek.evaluation.journal import Journal
+from adaseek.errors import RunInterrupted
 from adaseek.evaluation.runner import Runner
 from adaseek.evaluation.base import Task
 from adaseek.recipe import Recipe
@@ -67,7 +68,8 @@ def test_killed_run_keeps_every_outcome_it_used(tmp_path: Path) -> None:
 TERMINATED = """
 import os, sys, time
 from adaseek.evaluation.journal import Journal
-from adaseek.evaluation.runner import Runner, RunInterrupted
+from adaseek.errors import RunInterrupted
+from adaseek.evaluation.runner import Runner
 from adaseek.evaluation.signals import graceful_signals
 from adaseek.evaluation.base import Task
 from adaseek.recipe import Recipe

@@ -15,13 +15,14 @@ from adaseek.errors import (
     ConfigurationError,
     EndpointError,
     MetricError,
+    RunInterrupted,
     TooManyErrorsError,
 )
 from adaseek.evaluation.base import Evaluation, RunContext, Task
 from adaseek.evaluation.journal import Journal
 from adaseek.evaluation.limits import Ledger, Limits
 from adaseek.evaluation.retry import Retry
-from adaseek.evaluation.runner import RunInterrupted, Runner
+from adaseek.evaluation.runner import Runner
 from adaseek.evaluation.scoring import score_run, to_score
 from adaseek.events import Event, Progress
 from adaseek.recipe import Recipe
