@@ -21,7 +21,7 @@ import math
 import os
 import tempfile
 from collections.abc import Sequence
-from dataclasses import asdict, astuple, dataclass, fields
+from dataclasses import asdict, astuple, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +33,15 @@ from engine import EngineClient, EngineSize, open_engine, save_model
 from fit import fit_error, fit_step_cost
 from measures import measure
 from play import Arm, Run, play, play_closed
-from simulate import ONE_SHOTS, PRESETS, SimulatedClient, read, sustained_rate
+from simulate import (
+    ONE_SHOTS,
+    PRESETS,
+    SimulatedClient,
+    link_bytes_per_s,
+    read,
+    settings_for,
+    sustained_rate,
+)
 from tables import write_results
 from workload import MIXES, Arrival, Scale, arrivals, mean_context, sample, with_one_shots
 
@@ -124,6 +132,12 @@ class Bench:
 
         return sustained_rate(is_sustained, 0.25, 16.0)
 
+    @property
+    def copy_token_s(self) -> float:
+        """Seconds to copy a token to host memory: against computing it, what it is for 6B."""
+        gpu = PRESETS["6b"]
+        return self.cost.per_token_s * gpu.copy_token_s / gpu.cost.per_token_s
+
     def size(self, case: Case) -> EngineSize:
         """Returns the size of the engine for a case."""
         context = mean_context(sample(case.mix)) / self.tokens
@@ -132,7 +146,7 @@ class Bench:
     def run(self, case: Case, arm: Arm) -> dict[str, float]:
         """Returns the measures of one arm in one case, run by a fresh engine."""
         size = self.size(case)
-        with open_engine(self.model, size, arm) as client:
+        with open_engine(self.model, size, arm, copy_token_s=self.copy_token_s) as client:
             run = self._play(client, case, arm)
             result = self._measure(run, size, client.num_computed_tokens)
             used = [step.cpu_s * 1e6 for step in client.steps if step.num_tokens]
@@ -163,9 +177,11 @@ class Bench:
             session_order=arm.settings is not None or arm.arrival_order,
             cost=cost,
         )
-        key = f"{shape} {arm.settings}"
+        shape = replace(shape, link_bytes_per_s=link_bytes_per_s(shape, self.copy_token_s))
+        settings = settings_for(arm, shape)
+        key = f"{shape} {settings}"
         if key not in self._configs:
-            self._configs[key] = pretended_config(shape, arm.settings)
+            self._configs[key] = pretended_config(shape, settings)
         return SimulatedClient(shape, arm, self._configs[key])
 
     def _play(self, client: EngineClient | SimulatedClient, case: Case, arm: Arm) -> Run:

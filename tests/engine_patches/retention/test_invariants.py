@@ -66,7 +66,12 @@ class Trace:
             if not self.scheduler.has_unfinished_requests():
                 break
             self._step()
+        for _ in range(3000):
+            if not self.num_bringing:
+                break
+            self._step()
         self._step()
+        assert not self.num_bringing, "a copy ahead of a turn never ends"
         assert not self.scheduler.has_unfinished_requests(), "requests are stuck"
         for name, num_tokens in self.open:
             request = self.engine.requests[name]
@@ -164,6 +169,7 @@ class Trace:
             expected.update(session.held)
         for _, blocks in self.scheduler.deferred_frees:
             expected.update(block.block_id for block in blocks if not block.is_null)
+        expected.update(self.retention.prefetcher.in_flight)
         pool = manager.block_pool
         actual = {block.block_id: block.ref_cnt for block in pool.blocks if not block.is_null}
         assert actual == {block: expected[block] for block in actual}
@@ -179,6 +185,10 @@ class Trace:
         if (host := self.scheduler.retention_host) is not None:
             swap = host.swap
             assert swap.num_in_flight <= swap.max_in_flight
+            prefetcher = self.retention.prefetcher
+            assert prefetcher.num_in_flight <= prefetcher.max_in_flight
+            for tenant in ("a", "b"):
+                assert swap.pool.num_copies_of(tenant) <= swap.pool.num_slots_of(tenant)
             assert len(swap.pool) + swap.pool.num_free == swap.pool.num_slots
 
     @property
@@ -187,8 +197,14 @@ class Trace:
         return self.engine.copies.num_loads if self.engine.copies is not None else 0
 
     @property
+    def num_bringing(self) -> int:
+        """Copies back ahead of turns that were begun and have not ended."""
+        host = self.scheduler.retention_host
+        return host.swap.num_bringing if host is not None else 0
+
+    @property
     def is_loading(self) -> bool:
-        """Whether copies are on their way back, for requests that wait or were aborted."""
+        """Whether copies are on their way back, for requests that wait, went, or are expected."""
         host = self.scheduler.retention_host
         return host is not None and host.swap.num_loading > 0
 
@@ -264,16 +280,18 @@ def make_config(rng: random.Random) -> tuple[EngineShape, dict[str, object], Any
         "pin_aborted": rng.random() < 0.3,
         "max_sessions": rng.choice((2, 1000)),
         "estimate": rng.choice(("learned", "elapsed", "hint")),
+        "prefetch": rng.random() < 0.8,
     }
     return shape, settings, pretended_config(shape, settings)
 
 
 def watch_preemptions(trace: Trace) -> None:
-    """No running request is preempted while anything is held."""
+    """No running request is preempted while anything is held, or comes back for nobody yet."""
     preempt = trace.scheduler._preempt_request
 
     def checked(*args: Any, **kwargs: Any) -> None:
-        assert trace.is_resetting or trace.retention.num_held_blocks == 0, "preempted beside a pin"
+        is_held = trace.retention.num_held_blocks or trace.num_bringing
+        assert trace.is_resetting or not is_held, "preempted beside a pin"
         preempt(*args, **kwargs)
 
     trace.scheduler._preempt_request = checked
