@@ -66,6 +66,7 @@ class EngineShape:
         session_order: whether waiting requests are ordered by arrival (vLLM's priority policy).
         async_scheduling: whether a step is scheduled before the last one's output is there.
         cost: time of a step.
+        per_request_s: seconds that each request in a step takes besides.
         link_bytes_per_s: bandwidth of host memory, in each direction.
     """
 
@@ -78,6 +79,7 @@ class EngineShape:
     session_order: bool = True
     async_scheduling: bool = False
     cost: StepCost = field(default_factory=lambda: StepCost(fixed_s=0.010, per_token_s=5e-5))
+    per_request_s: float = 0.0
     link_bytes_per_s: float = 25e9
 
 
@@ -222,7 +224,8 @@ class SimulatedEngine:
                 # The scheduler has already counted the new tokens as computed.
                 computed = self.scheduler.requests[request_id].num_computed_tokens
                 pairs += num_new * (computed - num_new / 2)
-        return cost.step_s(num_tokens, pairs)
+        for_requests_s = self.shape.per_request_s * len(output.num_scheduled_tokens)
+        return cost.step_s(num_tokens, pairs) + for_requests_s
 
     def _finish_oldest(self) -> None:
         from vllm.v1.outputs import ModelRunnerOutput

@@ -10,7 +10,7 @@ import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -80,12 +80,14 @@ class Step:
 
     Args:
         num_tokens: tokens that it computed.
+        num_requests: requests that they belong to.
         context_pairs: sum over them of the tokens that they attended to.
         seconds: since the end of the step before, with what vLLM and its clients did meanwhile.
         cpu_s: of the scheduler's two calls.
     """
 
     num_tokens: int
+    num_requests: int
     context_pairs: float
     seconds: float
     cpu_s: float
@@ -127,7 +129,7 @@ class EngineClient:
         self.num_preemptions = 0
         # When the engine last had nothing to wait for but itself.
         self._since_s = self.now_s
-        self._scheduled: tuple[int, float, float] = (0, 0.0, 0.0)
+        self._scheduled = Step(0, 0, 0.0, 0.0, 0.0)
         self._watch()
 
     @property
@@ -187,8 +189,8 @@ class EngineClient:
                 record.finished_s = now_s
                 del self._open[output.request_id]
                 ended.append(output.request_id)
-        num_tokens, pairs, cpu_s = self._scheduled
-        self.steps.append(Step(num_tokens, pairs, self.now_s - self._since_s, cpu_s))
+        seconds = self.now_s - self._since_s
+        self.steps.append(replace(self._scheduled, seconds=seconds))
         self._since_s = self.now_s
         return ended
 
@@ -210,14 +212,16 @@ class EngineClient:
                 new * (scheduler.requests[name].num_computed_tokens - new / 2)
                 for name, new in output.num_scheduled_tokens.items()
             )
-            self._scheduled = (output.total_num_scheduled_tokens, pairs, used_s)
+            num_requests = len(output.num_scheduled_tokens)
+            num_tokens = output.total_num_scheduled_tokens
+            self._scheduled = Step(num_tokens, num_requests, pairs, 0.0, used_s)
             return output
 
         def watched_update(*args: Any, **kwargs: Any) -> Any:
             cpu_s = time.process_time()
             outputs = update(*args, **kwargs)
-            num_tokens, pairs, used_s = self._scheduled
-            self._scheduled = (num_tokens, pairs, used_s + time.process_time() - cpu_s)
+            used_s = self._scheduled.cpu_s + time.process_time() - cpu_s
+            self._scheduled = replace(self._scheduled, cpu_s=used_s)
             return outputs
 
         def watched_preempt(*args: Any, **kwargs: Any) -> Any:

@@ -30,7 +30,7 @@ from adaseek_vllm.retention.simulator import EngineShape, pretended_config
 from adaseek_vllm.retention.waste import StepCost
 from arms import ARMS, choose_arms
 from engine import EngineClient, EngineSize, open_engine, save_model
-from fit import fit_error, fit_step_cost
+from fit import FittedCost, fit_error, fit_step_cost
 from measures import measure
 from play import Arm, Run, play, play_closed
 from simulate import (
@@ -83,7 +83,7 @@ class Bench:
         self.window_s = window_s
         self.tokens = tokens
         self.known = known
-        self.cost = StepCost(0.0, 0.0)
+        self.cost = FittedCost(StepCost(0.0, 0.0))
         self.time_scale = 1.0
         self.capacity: dict[str, float] = {}
         self.outputs: dict[tuple[Case, int, int], str] = {}
@@ -100,14 +100,14 @@ class Bench:
         (arm,) = choose_arms(["stock, prefix cache"])
         if self.known.exists():
             known = json.loads(self.known.read_text())
-            self.cost, self.time_scale = StepCost(**known["cost"]), known["time_scale"]
-            self.capacity = known["capacity"]
+            self.cost = FittedCost(StepCost(**known["cost"]), known["per_request_s"])
+            self.time_scale, self.capacity = known["time_scale"], known["capacity"]
         else:
             self._measure_step(Case("trace", 1.0, 999), arm)
         for mix in set(mixes) - set(self.capacity):
             self.capacity[mix] = self._sustained(Case(mix, 1.0, 999), arm)
         known = {
-            "cost": asdict(self.cost),
+            **asdict(self.cost),
             "time_scale": self.time_scale,
             "capacity": self.capacity,
         }
@@ -117,10 +117,11 @@ class Bench:
         gpu, size = PRESETS["6b"], self.size(case)
         assert gpu.pool_tokens is not None
         with open_engine(self.model, size, arm) as client:
-            arriving = self._arrivals(case, 4.0, 15.0)
+            # From an empty engine to more than it sustains, so that batches of all sizes are seen.
+            arriving = self._arrivals(case, 10.0, 15.0)
             play(client, arm, arriving, stop_s=15.0, seed=case.seed)
         self.cost = fit_step_cost(client.steps)
-        ours = self.cost.per_token_s * size.pool_tokens
+        ours = self.cost.cost.per_token_s * size.pool_tokens
         self.time_scale = ours / (gpu.cost.per_token_s * gpu.pool_tokens)
 
     def _sustained(self, case: Case, arm: Arm) -> float:
@@ -136,7 +137,7 @@ class Bench:
     def copy_token_s(self) -> float:
         """Seconds to copy a token to host memory: against computing it, what it is for 6B."""
         gpu = PRESETS["6b"]
-        return self.cost.per_token_s * gpu.copy_token_s / gpu.cost.per_token_s
+        return self.cost.cost.per_token_s * gpu.copy_token_s / gpu.cost.per_token_s
 
     def size(self, case: Case) -> EngineSize:
         """Returns the size of the engine for a case."""
@@ -159,13 +160,13 @@ class Bench:
         self._compare_outputs(case, run)
         return result
 
-    def simulate(self, case: Case, arm: Arm, cost: StepCost) -> dict[str, float]:
+    def simulate(self, case: Case, arm: Arm, cost: FittedCost) -> dict[str, float]:
         """Returns the measures of the same sessions with a pretended engine of that cost."""
         client = self._pretended(case, arm, cost)
         run = self._play(client, case, arm)
         return self._measure(run, self.size(case), client.engine.num_computed_tokens)
 
-    def _pretended(self, case: Case, arm: Arm, cost: StepCost) -> SimulatedClient:
+    def _pretended(self, case: Case, arm: Arm, cost: FittedCost) -> SimulatedClient:
         size = self.size(case)
         shape = EngineShape(
             num_blocks=size.num_blocks,
@@ -175,7 +176,8 @@ class Bench:
             max_model_len=size.max_model_len,
             prefix_caching=arm.prefix_caching,
             session_order=arm.settings is not None or arm.arrival_order,
-            cost=cost,
+            cost=cost.cost,
+            per_request_s=cost.per_request_s,
         )
         shape = replace(shape, link_bytes_per_s=link_bytes_per_s(shape, self.copy_token_s))
         settings = settings_for(arm, shape)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import random
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pytest
@@ -66,11 +66,11 @@ class Trace:
             if not self.scheduler.has_unfinished_requests():
                 break
             self._step()
+        self._step()
         for _ in range(3000):
             if not self.num_bringing:
                 break
             self._step()
-        self._step()
         assert not self.num_bringing, "a copy ahead of a turn never ends"
         assert not self.scheduler.has_unfinished_requests(), "requests are stuck"
         for name, num_tokens in self.open:
@@ -236,9 +236,11 @@ class Trace:
 
 def make_trace(seed: int, configs: dict[int, tuple[EngineShape, dict[str, object], Any]]) -> Trace:
     rng = random.Random(seed)
-    index = seed % CONFIGS
+    # Half of the traces bring contexts back from host memory ahead of their turns.
+    is_returning = seed // CONFIGS % 4 in (1, 2)
+    index = seed % CONFIGS + CONFIGS * is_returning
     if index not in configs:
-        configs[index] = make_config(random.Random(index))
+        configs[index] = make_config(random.Random(seed % CONFIGS), is_returning=is_returning)
     shape, settings, config = configs[index]
     fail_rate = rng.choice((0.0, 0.0, 0.3, 1.0))
     engine = SimulatedEngine(
@@ -248,12 +250,16 @@ def make_trace(seed: int, configs: dict[int, tuple[EngineShape, dict[str, object
         copy_fails=lambda number: random.Random(number).random() < fail_rate,
     )
     trace = Trace(engine, rng)
+    if is_returning:
+        expect_anything(trace, random.Random(-seed))
     watch_preemptions(trace)
     watch_waits(trace)
     return trace
 
 
-def make_config(rng: random.Random) -> tuple[EngineShape, dict[str, object], Any]:
+def make_config(
+    rng: random.Random, *, is_returning: bool = False
+) -> tuple[EngineShape, dict[str, object], Any]:
     shape = EngineShape(
         num_blocks=rng.randint(12, 48),
         block_tokens=BLOCK,
@@ -282,7 +288,16 @@ def make_config(rng: random.Random) -> tuple[EngineShape, dict[str, object], Any
         "estimate": rng.choice(("learned", "elapsed", "hint")),
         "prefetch": rng.random() < 0.8,
     }
+    if is_returning:
+        shape = replace(shape, step_tokens=min(shape.step_tokens, 32))
+        settings |= {"prefetch": True, "inflight_fraction": rng.choice((0.2, 0.5))}
+        settings |= {"policy": rng.choice(("host", "auto")), "host_bytes": 100 * SLOT_BYTES}
     return shape, settings, pretended_config(shape, settings)
+
+
+def expect_anything(trace: Trace, rng: random.Random) -> None:
+    """Contexts come back ahead of their turns whether or not it pays, which is rare here."""
+    trace.retention.outlook.prefetch_gain = lambda *args, **kwargs: rng.choice((-1.0, *[1.0] * 9))
 
 
 def watch_preemptions(trace: Trace) -> None:
