@@ -13,6 +13,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pytest
+from adaseek_vllm.retention.sessions import Prefetch
 from adaseek_vllm.retention.settings import POLICIES
 from adaseek_vllm.retention.simulator import (
     EngineShape,
@@ -44,6 +45,8 @@ class Trace:
     open: list[tuple[str, int]] = field(default_factory=list)
     short_since: dict[str, float] = field(default_factory=dict)
     is_resetting: bool = False
+    is_returning: bool = False
+    num_acts: int = 0
 
     @property
     def scheduler(self) -> Any:
@@ -55,8 +58,12 @@ class Trace:
 
     def act(self) -> None:
         """Does one random thing."""
+        self.num_acts += 1
+        # In between there is calm, in which what was pushed out may come back.
+        is_calm = self.is_returning and self.num_acts % 40 > 20
+        weights = (1, 0, 16, 1, 0, 0, 2) if is_calm else (4, 2, 12, 2, 0.6, 0.3, 0)
         action = self.random.choices(
-            ("turn", "one_shot", "step", "wait", "abort", "reset"), (4, 2, 12, 2, 0.6, 0.3)
+            ("turn", "one_shot", "step", "wait", "abort", "reset", "return"), weights
         )[0]
         getattr(self, f"_{action}")()
 
@@ -97,8 +104,15 @@ class Trace:
         assert len(host.swap.pool) == 0
         assert host.swap.pool.num_free == host.swap.pool.num_slots, "a slot leaked"
 
-    def _turn(self) -> None:
-        session = f"s{self.random.randrange(6)}"
+    def _return(self) -> None:
+        """Goes on with a session whose context is back, or on its way."""
+        known = [session for session in self.retention.sessions if session.key.name in self.last]
+        back = [s for s in known if s.prefetch in (Prefetch.COMING, Prefetch.HELD)]
+        if back:
+            self._turn(self.random.choice(back).key.name)
+
+    def _turn(self, session: str = "") -> None:
+        session = session or f"s{self.random.randrange(6)}"
         tenant = self.tenants.setdefault(session, self.random.choice(TENANTS))
         last = self.last.get(session)
         is_over = last is not None and len(last.prompt) + len(last.output) > self._most // 2
@@ -249,7 +263,7 @@ def make_trace(seed: int, configs: dict[int, tuple[EngineShape, dict[str, object
         config=config,
         copy_fails=lambda number: random.Random(number).random() < fail_rate,
     )
-    trace = Trace(engine, rng)
+    trace = Trace(engine, rng, is_returning=is_returning)
     if is_returning:
         expect_anything(trace, random.Random(-seed))
     watch_preemptions(trace)
