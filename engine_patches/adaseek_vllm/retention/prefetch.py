@@ -8,6 +8,7 @@ paused context, and goes first to whoever needs its memory.
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
@@ -175,7 +176,7 @@ class Prefetcher:
     # Within.
 
     def _next_few(self) -> Iterator[Session]:
-        for key in list(self.on_host)[:_NUM_LOOKS]:
+        for key in list(itertools.islice(self.on_host, _NUM_LOOKS)):
             self.on_host.move_to_end(key)
             yield self.on_host[key]
 
@@ -230,4 +231,6 @@ class Prefetcher:
 
     def _waste(self, session: Session) -> None:
         session.prefetch = Prefetch.SPENT
-        self._count("wasted")
+        # One whose turn has come was counted as late.
+        if session.paused_s is not None:
+            self._count("wasted")

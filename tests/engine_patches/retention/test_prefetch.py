@@ -168,14 +168,17 @@ def test_what_is_back_is_held_behind_what_never_left() -> None:
     assert scene.outcomes == ["hit"]
 
 
-def test_turn_that_comes_during_the_copy_is_late() -> None:
+@pytest.mark.parametrize("is_short", [False, True])
+def test_turn_that_comes_during_the_copy_is_late(is_short: bool) -> None:
     scene = Scene()
     scene.prefetcher.look(0.0)
     scene.prefetcher.resumed(scene.session)
     scene.session.paused_s, scene.session.next_request = None, "next"
     assert scene.prefetcher.is_coming(scene.session)
+    if is_short:
+        scene.prefetcher.cancel_all()
     scene.come_back()
-    assert len(scene.session.held) == 10
+    assert len(scene.session.held) == (2 if is_short else 10)
     assert scene.outcomes == ["late"]
 
 
