@@ -27,10 +27,10 @@ ARMS = (
     Arm(
         "ours, host, no prefetch", {"policy": "auto", "prefetch": False, **_SHARE}, host_pools=_HOST
     ),
-    Arm("ours, host", {"policy": "auto", **_SHARE}, host_pools=_HOST),
+    Arm("ours, host", {"policy": "auto", "prefetch": True, **_SHARE}, host_pools=_HOST),
     Arm(
         "ours, host, oracle",
-        {"policy": "auto", "estimate": "hint", **_SHARE},
+        {"policy": "auto", "estimate": "hint", "prefetch": True, **_SHARE},
         is_told=True,
         host_pools=_HOST,
     ),

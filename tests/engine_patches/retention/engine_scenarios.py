@@ -53,7 +53,7 @@ ARMS: dict[str, object] = {
     "drop": {"policy": "drop"},
     "infercept": {"policy": "infercept"},
     "host": {**HOST, "prefetch": False},
-    "prefetch_host": {**HOST, "inflight_fraction": 0.5},
+    "prefetch_host": {**HOST, "prefetch": True, "inflight_fraction": 0.5},
     "small_host": {"policy": "host", "max_pinned_fraction": 0.9, "host_bytes": 20 * BLOCK_BYTES},
     "slow_host": {"policy": "host", "host_bytes": "64MiB", "emulate_gbps": 0.002},
     "auto_host": {"policy": "auto", "host_bytes": "64MiB"},

@@ -25,7 +25,7 @@ def make(request: pytest.FixtureRequest) -> Make:
             async_scheduling=request.param,
             link_bytes_per_s=4096 / 0.05,
         )
-        host = {"policy": "host", "host_bytes": "4MiB", "inflight_fraction": 0.5}
+        host = {"policy": "host", "host_bytes": "4MiB", "prefetch": True, "inflight_fraction": 0.5}
         more = {"max_pinned_fraction": 1.0, "estimate": "hint", **settings}
         return SimulatedEngine(shape, retention=host | more, copy_fails=fails)
 
