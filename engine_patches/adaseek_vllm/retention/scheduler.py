@@ -214,6 +214,7 @@ class RetentionMixin(Scheduler):  # type: ignore[misc]
     def reset_prefix_cache(
         self, reset_running_requests: bool = False, reset_connector: bool = False
     ) -> bool:
+        # What is copied back just now stays: vLLM then refuses, as it does for its own loads.
         self.retention.release_all()
         return bool(super().reset_prefix_cache(reset_running_requests, reset_connector))
 

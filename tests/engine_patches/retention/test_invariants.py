@@ -162,7 +162,7 @@ class Trace:
         self.is_resetting = True
         # vLLM refuses beside a connector that loads: blocks of loads, and of steps in flight, stay.
         keeps_blocks = self.scheduler.defer_block_free and self.engine.num_in_flight
-        is_held = self.scheduler.kv_holding_waiting or keeps_blocks
+        is_held = self.scheduler.kv_holding_waiting or keeps_blocks or self.num_bringing
         may_preempt = not is_held and self.random.random() < 0.5
         succeeded = self.scheduler.reset_prefix_cache(may_preempt)
         self.is_resetting = False
