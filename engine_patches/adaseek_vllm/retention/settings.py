@@ -54,7 +54,7 @@ class RetentionSettings:
         inflight_fraction: share of the GPU's KV blocks that are copied to host memory at a time;
             as many may be on their way back ahead of their turns.
         prefetch: whether copies come back to the GPU before their turns, where that is expected to
-            pay; only with `host_bytes`.
+            pay; only with `host_bytes`. Off until it was shown to pay.
         emulate_gbps: on the CPU backend, bandwidth of a pretended link to host memory, in 10^9
             bytes a second; None copies as fast as memory does.
         metrics: whether `/metrics` and the log show what retention does.
@@ -79,7 +79,7 @@ class RetentionSettings:
     max_sessions: int = 65536
     host_bytes: int = 0
     inflight_fraction: float = 0.125
-    prefetch: bool = True
+    prefetch: bool = False
     emulate_gbps: float | None = None
     metrics: bool = True
 
