@@ -89,11 +89,15 @@ def test_fit_finds_the_line_among_outliers(load: Any) -> None:
     class Step:
         def __init__(self, index: int) -> None:
             self.num_tokens = 1 + index * 37 % 200
+            self.num_requests = 1 + index * 13 % 40
             self.context_pairs = float(index * 91 % 5000)
             self.seconds = 0.01 + 2e-4 * self.num_tokens + 1e-6 * self.context_pairs
+            self.seconds += 3e-4 * self.num_requests
             self.seconds += 1.0 if index % 17 == 3 else 0.0
 
-    cost = fit.fit_step_cost([Step(index) for index in range(200)])
+    fitted = fit.fit_step_cost([Step(index) for index in range(200)])
+    assert fitted.per_request_s == pytest.approx(3e-4, rel=0.01)
+    cost = fitted.cost
     assert cost.fixed_s == pytest.approx(0.01, rel=0.01)
     assert cost.per_token_s == pytest.approx(2e-4, rel=0.01)
     assert cost.per_context_token_s == pytest.approx(1e-6, rel=0.01)

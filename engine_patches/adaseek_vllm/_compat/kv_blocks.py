@@ -1,7 +1,8 @@
 """References to blocks of vLLM's prefix cache, and what a prompt would hit in it (vLLM 0.32).
 
 Uses `KVCacheManager.coordinator.find_longest_cache_hit`, `BlockPool.touch`, `.free_blocks`,
-`.free_block_queue` and `.blocks`. test_contract.py fails when one of them moves.
+`.get_new_blocks`, `.cache_full_blocks`, `.free_block_queue` and `.blocks`. test_contract.py fails
+when one of them moves.
 """
 
 from __future__ import annotations
@@ -36,6 +37,30 @@ class PrefixCacheBlocks:
     def release(self, blocks: Sequence[int]) -> None:
         """Takes a reference off each block; the last of them is reused first."""
         self._pool.free_blocks([self._pool.blocks[block] for block in reversed(blocks)])
+
+    def take_free(self, num_blocks: int) -> list[int]:
+        """Takes blocks from the head of the free queue, each with one reference; they lose their
+        data.
+
+        Raises:
+            ValueError: fewer are free.
+        """
+        return [block.block_id for block in self._pool.get_new_blocks(num_blocks)]
+
+    def publish(self, request: Any, first: int, blocks: Sequence[int]) -> None:
+        """Lets prompts hit blocks that hold part of a request's tokens, from its block `first` on.
+
+        For models with one cache group, whose hashes are one a block.
+        """
+        before = [self._pool.null_block] * first
+        self._pool.cache_full_blocks(
+            request,
+            [*before, *(self._pool.blocks[block] for block in blocks)],
+            first,
+            first + len(blocks),
+            self._pool.hash_block_size,
+            0,
+        )
 
     def reuse_first(self, blocks: Sequence[int]) -> None:
         """Moves those of `blocks` that are free to the head of the free queue, last one first."""

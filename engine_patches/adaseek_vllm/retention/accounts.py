@@ -6,7 +6,8 @@ from adaseek_vllm.retention.holdings import Holdings
 from adaseek_vllm.retention.metrics import Meter
 from adaseek_vllm.retention.outlook import Outlook
 from adaseek_vllm.retention.policy import Action
-from adaseek_vllm.retention.sessions import Session, SessionKey, SessionTable
+from adaseek_vllm.retention.prefetch import Prefetcher
+from adaseek_vllm.retention.sessions import Prefetch, Session, SessionTable
 from adaseek_vllm.retention.turns import Counts
 from adaseek_vllm.retention.waste import recompute_waste
 
@@ -32,13 +33,28 @@ class Accounts:
         self.counts.decisions[action.value] = self.counts.decisions.get(action.value, 0) + 1
         self.meter.count("decisions", 1, action.value, reason)
 
+    def prefetched(self, outcome: str) -> None:
+        """Counts a context copied back ahead of its turn: a `hit`, too `late`, or `wasted`."""
+        self.counts.prefetches[outcome] = self.counts.prefetches.get(outcome, 0) + 1
+        self.meter.count("prefetch", 1, outcome)
+
     def returned(self, session: Session, now_s: float) -> None:
         """Counts a session's return."""
         self.counts.num_resumed += 1
         self.counts.num_resumed_held += bool(session.held)
         if session.paused_s is not None:
-            tool = self.meter.tool(session.tool or "none")
-            self.meter.observe("tool_seconds", now_s - session.paused_s, tool)
+            away_s = now_s - session.paused_s
+            self.meter.observe("tool_seconds", away_s, self.meter.tool(session.tool or "none"))
+            error_s = abs(away_s - session.expected_s)
+            self.meter.observe("duration_abs_error_seconds", error_s)
+
+    def answered(self, queued_s: float, now_s: float) -> None:
+        """Counts how long a turn of a paused session took to its first token."""
+        self.meter.observe("resume_ttft_seconds", now_s - queued_s)
+
+    def waited(self, since_s: float, now_s: float) -> None:
+        """Counts how long a request waited from when it first lacked memory until it ran."""
+        self.meter.observe("admission_delay_seconds", now_s - since_s)
 
     def repeated(self, num_hit: int, num_held: int) -> None:
         """Counts how many of the blocks that a session held its next turn repeats."""
@@ -53,7 +69,8 @@ class Accounts:
         num_lost = session.context_tokens - num_saved
         outcome = "recompute" if not num_saved else "partial"
         if not num_lost:
-            outcome = "host" if num_loaded else "gpu"
+            was_prefetched = session.prefetch is Prefetch.HELD
+            outcome = "host" if num_loaded else "prefetched" if was_prefetched else "gpu"
         self.counts.num_resumed_loaded += bool(num_loaded)
         self.meter.count("resumes", 1, outcome)
         self.meter.count("saved_tokens", num_saved)
@@ -78,10 +95,10 @@ class Accounts:
         self._last_s = now_s
 
     def gauges(
-        self, holdings: Holdings, sessions: SessionTable, on_host: set[SessionKey], outlook: Outlook
+        self, holdings: Holdings, sessions: SessionTable, prefetcher: Prefetcher, outlook: Outlook
     ) -> dict[tuple[str, ...], float]:
         """Returns name and labels -> value; the time it takes does not grow with the sessions."""
-        num_pinned, num_host = len(holdings.sessions), len(on_host)
+        num_pinned, num_host = len(holdings.sessions), len(prefetcher.on_host)
         cost = outlook.step_cost.cost
         return {
             ("sessions", "pin"): num_pinned,

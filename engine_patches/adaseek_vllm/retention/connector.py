@@ -87,6 +87,8 @@ class RetentionConnector(KVConnectorBase_V1, SupportsHMA):  # type: ignore[misc]
         if self._worker is None:
             return KVConnectorTransferResults()
         _, loaded = self._worker.get_finished(finished_req_ids)
+        # Copies back ahead of a turn have no request.
+        loaded = loaded - {""}
         failed = self._worker.take_failed_requests(loaded)
         return KVConnectorTransferResults(finished_recving=loaded, failed_recving=failed)
 
@@ -107,11 +109,18 @@ class RetentionConnector(KVConnectorBase_V1, SupportsHMA):  # type: ignore[misc]
 
     def get_num_new_matched_tokens(
         self, request: Any, num_computed_tokens: int
-    ) -> tuple[int, bool]:
+    ) -> tuple[int | None, bool]:
         if self.host is None:
             return 0, False
         num_tokens = self.host.num_loadable_tokens(request, num_computed_tokens)
-        return num_tokens, num_tokens > 0
+        return num_tokens, bool(num_tokens)
+
+    def has_pending_block_frees(self) -> bool:
+        """Whether a running request should wait for blocks rather than preempt another.
+
+        Blocks that are copied back ahead of a turn are free when that ends, if anybody lacks them.
+        """
+        return self.host is not None and self.host.swap.num_bringing > 0
 
     def update_state_after_alloc(self, request: Any, blocks: Any, num_external_tokens: int) -> None:
         if self.host is not None and num_external_tokens:

@@ -13,11 +13,13 @@ from collections.abc import Callable, Hashable, Sequence
 from adaseek_vllm.retention.accounts import Accounts
 from adaseek_vllm.retention.estimates import Estimator
 from adaseek_vllm.retention.holdings import BlockStore, Holdings, HostCopies
+from adaseek_vllm.retention.keeper import Keeper
 from adaseek_vllm.retention.metrics import Meter
 from adaseek_vllm.retention.outlook import Outlook
 from adaseek_vllm.retention.policies import make_policy
 from adaseek_vllm.retention.policy import Action, Decision, EngineLoad, PausedSession
-from adaseek_vllm.retention.sessions import Session, SessionKey, SessionTable
+from adaseek_vllm.retention.prefetch import HostReturns, Prefetcher
+from adaseek_vllm.retention.sessions import Prefetch, Session, SessionKey, SessionTable
 from adaseek_vllm.retention.settings import RetentionSettings
 from adaseek_vllm.retention.turns import Counts, EndedTurn, Outcome, Released
 from adaseek_vllm.retention.waste import StepCost
@@ -42,6 +44,7 @@ class RetentionController:
             at most once a step.
         meter: counts what is done, for whoever reads it.
         host: copies in host memory; None if there is no room for any.
+        returns: brings them back ahead of their turns; None to leave them until they are wanted.
     """
 
     def __init__(
@@ -55,6 +58,7 @@ class RetentionController:
         load: Callable[[float, StepCost], EngineLoad],
         meter: Meter | None = None,
         host: HostCopies | None = None,
+        returns: HostReturns | None = None,
     ) -> None:
         self.settings = settings
         self.policy = make_policy(settings)
@@ -71,11 +75,29 @@ class RetentionController:
             self.estimator, self.holdings, host, block_tokens=block_tokens, read_load=load
         )
         self.accounts = Accounts(meter or Meter(), block_tokens=block_tokens)
-        self.on_host: set[SessionKey] = set()
+        self.prefetcher = Prefetcher(
+            self.holdings,
+            self.outlook,
+            returns,
+            self.accounts.prefetched,
+            max_in_flight=int(settings.inflight_fraction * num_blocks),
+            block_tokens=block_tokens,
+        )
+        self._keeper = Keeper(
+            self.policy,
+            self.holdings,
+            self.outlook,
+            self.accounts,
+            self.prefetcher,
+            host,
+            min_blocks=settings.min_pin_tokens / block_tokens,
+            now=now,
+        )
         self._host = host
-        self._block_tokens = block_tokens
         self._now = now
         self._by_request: dict[str, Session] = {}
+        # Turns of paused sessions that run, but have no token yet: when they arrived.
+        self._unanswered: dict[str, float] = {}
         self._was_short = False
         self._last_tick_s = -math.inf
 
@@ -129,6 +151,7 @@ class RetentionController:
         """
         session = self._by_request.get(request_id)
         if session is not None and session.next_request == request_id:
+            self._unanswered[request_id] = session.queued_s
             session.next_request = None
             wait_s = self._now() - session.queued_s
             self.outlook.admission_wait.observe(wait_s, was_held=bool(session.held))
@@ -138,7 +161,17 @@ class RetentionController:
                 num_loaded=num_loaded_tokens,
                 outlook=self.outlook,
             )
-            self._let_go(session, 0)
+            self._keeper.let_go(session, 0)
+
+    @property
+    def unanswered(self) -> list[str]:
+        """Turns of paused sessions that run and have no token yet, as far as is known."""
+        return list(self._unanswered)
+
+    def answered(self, request_id: str) -> None:
+        """Records that a request has its first token."""
+        if (queued_s := self._unanswered.pop(request_id, None)) is not None:
+            self.accounts.answered(queued_s, self._now())
 
     def knows(self, request_id: str) -> bool:
         """Returns whether a request is a turn of a session, or counts as one."""
@@ -147,6 +180,7 @@ class RetentionController:
     def ended(self, turn: EndedTurn) -> Outcome:
         """Decides for the session whose turn ended, and holds its blocks if that is wise."""
         session = self._by_request.pop(turn.request_id, None)
+        self.answered(turn.request_id)
         if session is None:
             if not self.knows(turn.request_id):
                 return Outcome(Decision(Action.SOFT), is_session=False)
@@ -162,17 +196,19 @@ class RetentionController:
         self.accounts.decided(decision.action, reason)
         reuse_first: Sequence[int] = ()
         if decision.action in (Action.PIN, Action.HOST):
-            self._hold(session, turn.blocks, view)
+            self._keeper.hold(session, turn.blocks, view)
             if decision.action is Action.HOST and self._host is not None and session.held:
                 self._host.copy_out(session.key, session.held)
         elif decision.action is Action.DROP:
             # The first prompt may be shared with sessions to come: it keeps its place.
             reuse_first = turn.blocks[session.num_first_blocks :]
+        if not session.held:
+            session.context = None
         if turn.hints.is_final:
             self.estimator.ended(session)
             session.paused_s = None
             self.sessions.remove(session.key)
-            self.on_host.discard(session.key)
+            self.prefetcher.forget(session)
             if self._host is not None:
                 # The first prompt may be shared with sessions to come.
                 self._host.forget(turn.blocks[session.num_first_blocks :])
@@ -181,9 +217,10 @@ class RetentionController:
     def cancelled(self, request_id: str) -> None:
         """Records that a request ended without an answer: its session holds nothing more."""
         session = self._by_request.pop(request_id, None)
+        self._unanswered.pop(request_id, None)
         if session is not None and session.next_request in (None, request_id):
             session.next_request = None
-            self._let_go(session, 0)
+            self._keeper.let_go(session, 0)
 
     def copied(self, key: SessionKey) -> None:
         """Records that all a session holds has a copy in host memory: it need not hold it."""
@@ -191,8 +228,17 @@ class RetentionController:
         if session is None or session.paused_s is None or not session.held:
             return
         self.accounts.counts.num_copied_out += 1
-        self.on_host.add(key)
-        self._let_go(session, 0)
+        self.prefetcher.left(session)
+        self._keeper.let_go(session, 0)
+
+    def is_awaited(self, request_id: str) -> bool:
+        """Returns whether a turn that waits should wait for its context, which is on its way."""
+        session = self._by_request.get(request_id)
+        return (
+            session is not None
+            and session.next_request == request_id
+            and self.prefetcher.is_coming(session)
+        )
 
     # Memory.
 
@@ -208,7 +254,7 @@ class RetentionController:
 
     def gauges(self) -> dict[tuple[str, ...], float]:
         """Returns the state of things for `/metrics`, by name and labels."""
-        return self.accounts.gauges(self.holdings, self.sessions, self.on_host, self.outlook)
+        return self.accounts.gauges(self.holdings, self.sessions, self.prefetcher, self.outlook)
 
     @property
     def holding(self) -> list[Session]:
@@ -218,31 +264,15 @@ class RetentionController:
     def note_shortage(self) -> None:
         """Records that somebody lacked memory in this step."""
         self._was_short = True
+        self.prefetcher.cancel_all()
 
     def reclaim(self, num_blocks: int, *, request_id: str, must: bool) -> Released | None:
-        """Releases blocks of the session that is worth least; returns them, None if there are none.
-
-        Args:
-            num_blocks: blocks wanted; at least one is released.
-            request_id: who wants them; what its own session holds is taken last.
-            must: whether sessions that are worth holding must give, too.
-        """
-        own = self._by_request.get(request_id)
-        victim = self._least_worth(own, must=must)
-        if victim is None and must and own is not None and own.held:
-            victim = own
-        if victim is None:
-            return None
-        # The tail goes first: without the head of a context, its tail is never hit.
-        taken = self._let_go(victim, max(0, len(victim.held) - max(1, num_blocks)))
-        self.accounts.counts.num_reclaimed_blocks += len(taken)
-        return Released(victim, taken)
+        """Releases blocks for a request that lacks memory; see `Keeper.reclaim`."""
+        return self._keeper.reclaim(num_blocks, self._by_request.get(request_id), must=must)
 
     def restore(self, released: Sequence[Released]) -> None:
         """Holds again what `reclaim` released in vain; nobody may have taken a block since."""
-        for given in reversed(released):
-            self.holdings.take(given.session, given.blocks)
-            self.accounts.counts.num_reclaimed_blocks -= len(given.blocks)
+        self._keeper.restore(released)
 
     def release(self, tenant: str, name: str) -> tuple[int, list[int]]:
         """Ends the paused sessions of a name, as no turn of theirs follows.
@@ -255,11 +285,11 @@ class RetentionController:
             is_meant = session.key.tenant == tenant and session.key.name == name
             if not is_meant or session.paused_s is None:
                 continue
-            released = self._let_go(session, 0)
+            released = self._keeper.let_go(session, 0)
             self.estimator.ended(session)
             session.paused_s = None
             self.sessions.remove(session.key)
-            self.on_host.discard(session.key)
+            self.prefetcher.forget(session)
             own = released[session.num_first_blocks :]
             if self._host is not None:
                 self._host.forget(own)
@@ -269,11 +299,13 @@ class RetentionController:
 
     def release_all(self) -> None:
         """Releases every block, and forgets every copy: what they hold may be wrong from now on."""
+        self.prefetcher.cancel_all()
         for session in self.holding:
-            self.accounts.let_go(len(self._let_go(session, 0)), "reset")
+            self.accounts.let_go(len(self._keeper.let_go(session, 0)), "reset")
         if self._host is not None:
             self._host.clear()
-        self.on_host.clear()
+        for session in list(self.prefetcher.on_host.values()):
+            self.prefetcher.forget(session)
 
     def tick(self, *, num_new_tokens: int) -> list[int]:
         """Ends a step: lets expired sessions go, looks again at some, learns prices.
@@ -284,29 +316,31 @@ class RetentionController:
         Returns:
             Blocks whose data nobody is expected to want again.
         """
-        self.outlook.next_step(num_new_tokens, was_short=self._was_short)
-        self._was_short = False
+        was_short, self._was_short = self._was_short, False
+        self.outlook.next_step(num_new_tokens, was_short=was_short)
         now_s = self._now()
         if now_s - self._last_tick_s < _TICK_S:
             return []
         self._last_tick_s = now_s
         self.outlook.learn(now_s)
         self.accounts.held(self.num_held_blocks, now_s)
+        if not was_short:
+            self.prefetcher.look(now_s)
         holding = self.holding
-        return list(self._look_again(holding[0], now_s)) if holding else []
+        return list(self._keeper.look_again(holding[0], now_s)) if holding else []
 
     # Within.
 
     def _put(self, session: Session) -> None:
         for gone in self.sessions.put(session):
-            self._let_go(gone, 0)
-            self.on_host.discard(gone.key)
+            self._keeper.let_go(gone, 0)
+            self.prefetcher.forget(gone)
 
     def _resume(self, session: Session, request_id: str, hits: Callable[[], Sequence[int]]) -> None:
         now_s = self._now()
         self.estimator.resumed(session, now_s)
         self.accounts.returned(session, now_s)
-        self.on_host.discard(session.key)
+        self.prefetcher.resumed(session)
         self.outlook.forget(session)
         session.paused_s = None
         session.next_request, session.queued_s = request_id, now_s
@@ -318,11 +352,11 @@ class RetentionController:
         num_hit = next((i for i, b in enumerate(session.held) if b not in hit), len(session.held))
         self.estimator.repeated(session, num_hit / len(session.held))
         self.accounts.repeated(num_hit, len(session.held))
-        self._let_go(session, num_hit)
+        self._keeper.let_go(session, num_hit)
 
     def _pause(self, session: Session, turn: EndedTurn) -> None:
-        self._let_go(session, 0)
-        self.on_host.discard(session.key)
+        self._keeper.let_go(session, 0)
+        self.prefetcher.forget(session)
         session.num_turns += 1
         if session.num_turns == 1:
             session.num_first_blocks = turn.num_prompt_blocks
@@ -332,6 +366,7 @@ class RetentionController:
         session.tool = turn.tool
         session.hint_s = turn.hints.expect_s
         session.paused_s = self._now()
+        session.context, session.prefetch = turn.context, Prefetch.NOT
         session.context_tokens = turn.context_tokens
         session.num_context_blocks = len(turn.blocks)
         ttl_s = self.settings.max_ttl_s if turn.hints.ttl_s is None else turn.hints.ttl_s
@@ -344,6 +379,7 @@ class RetentionController:
         """Returns what to do, the view that it is for, and whose rule it is."""
         assert session.paused_s is not None, "a session is decided for when it pauses"
         view = self.outlook.of_pausing(session, turn.blocks, session.paused_s)
+        session.expected_s = view.remaining_s
         if turn.hints.is_final:
             return Decision(Action.DROP), view, "final"
         is_short = turn.context_tokens < self.settings.min_pin_tokens
@@ -353,71 +389,3 @@ class RetentionController:
         if decision.max_hold_s is not None:
             session.expires_s = min(session.expires_s, session.paused_s + decision.max_hold_s)
         return decision, view, "model"
-
-    def _look_again(self, session: Session, now_s: float) -> Sequence[int]:
-        """Lets a session go if it is time; returns blocks to reuse first."""
-        # Each is looked at in turn: those that stay go to the end of the line.
-        self.holdings.looked_at(session)
-        if session.paused_s is None:
-            return ()
-        if now_s >= session.expires_s:
-            self.accounts.counts.num_expired += 1
-            self.accounts.let_go(len(self._let_go(session, 0)), "ttl")
-            return ()
-        action = self.policy.choose(self.outlook.of(session, now_s), self.outlook.load).action
-        is_copying = self._host is not None and self._host.is_copying(session.key)
-        if action is Action.PIN or (action is Action.HOST and is_copying):
-            return ()
-        self.accounts.decided(action, "again")
-        if action is Action.HOST:
-            if self._host is not None:
-                self._host.copy_out(session.key, session.held)
-            return ()
-        released = self._let_go(session, 0)
-        return released[session.num_first_blocks :] if action is Action.DROP else ()
-
-    def _least_worth(self, own: Session | None, *, must: bool) -> Session | None:
-        """Returns who is worth least of those who hold blocks, `own` left out."""
-        now_s, load = self._now(), self.outlook.load
-        values = [
-            (self.policy.keep_value(self.outlook.of(session, now_s), load), index, session)
-            for index, session in enumerate(self.holdings.sessions)
-            if session is not own
-        ]
-        if not values:
-            return None
-        value, _, session = min(values)
-        return session if must or value < 0 else None
-
-    def _hold(self, session: Session, blocks: Sequence[int], view: PausedSession) -> None:
-        """Holds as much of the start of a context as the limits allow."""
-        allowed = self.holdings.allowed(session, blocks)
-        if (num_over := self.holdings.num_over(allowed)) > 0:
-            self._make_room(num_over, worth_more_than=view)
-        fitting = self.holdings.fitting(session, allowed)
-        if len(fitting) * self._block_tokens >= self.settings.min_pin_tokens:
-            self.holdings.take(session, fitting)
-
-    def _make_room(self, num_blocks: int, *, worth_more_than: PausedSession) -> None:
-        """Lets sessions go that are worth less than a new one, until `num_blocks` are not held."""
-        enough = self.holdings.num_blocks - num_blocks
-        mine = self.policy.keep_value(worth_more_than, self.outlook.load)
-        while self.holdings.num_blocks > enough:
-            victim = self._least_worth(None, must=True)
-            if victim is None:
-                return
-            theirs = self.policy.keep_value(self.outlook.of(victim, self._now()), self.outlook.load)
-            if theirs >= mine:
-                return
-            num_over = self.holdings.num_blocks - enough
-            taken = self._let_go(victim, max(0, len(victim.held) - num_over))
-            self.accounts.let_go(len(taken), "quota")
-
-    def _let_go(self, session: Session, num_kept: int) -> list[int]:
-        """Releases all but the first `num_kept` blocks of a session; returns what it released."""
-        released = self.holdings.let_go(session, num_kept)
-        if released:
-            self.outlook.forget(session)
-            if self._host is not None:
-                self._host.cancel(session.key, num_kept)
-        return released

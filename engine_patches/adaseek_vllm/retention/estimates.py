@@ -74,6 +74,16 @@ class Estimator:
             if session.num_turns == turn and session.paused_s is not None:
                 self.ended(session)
 
+    def expected_within_s(self, session: Session, now_s: float, limit_s: float) -> float:
+        """Returns how long a session is expected to stay away, no longer than `limit_s` counted."""
+        assert session.paused_s is not None, "a session that is back is not awaited"
+        elapsed_s = now_s - session.paused_s
+        if self._trusts_hints and session.hint_s is not None:
+            return min(limit_s, max(0.0, session.hint_s - elapsed_s))
+        away = self.durations.survival(session.tool, elapsed_s, limit_s, hint_s=session.hint_s)
+        # The chance to be away still falls about evenly.
+        return limit_s * (1 + away) / 2
+
     def view(
         self, session: Session, now_s: float, *, num_exclusive: int, num_free: int
     ) -> PausedSession:

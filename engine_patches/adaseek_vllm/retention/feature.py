@@ -63,6 +63,7 @@ def connector_config(settings: Mapping[str, object]) -> dict[str, object]:
         "kv_connector_extra_config": {
             "cpu_bytes_to_use": settings["host_bytes"],
             "inflight_fraction": settings["inflight_fraction"],
+            "tenant_fraction": settings["tenant_fraction"],
             "emulate_gbps": settings["emulate_gbps"],
         },
     }

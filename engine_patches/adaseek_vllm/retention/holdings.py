@@ -100,6 +100,15 @@ class Holdings:
         """Returns how many blocks too many would be held with `blocks`; below zero, how few."""
         return self.ledger.num_blocks + self.ledger.num_new(blocks) - self.max_blocks
 
+    def has_room(self, session: Session, blocks: Sequence[int], num_more: int) -> bool:
+        """Returns whether it may hold `blocks` and `num_more` others beside what is held."""
+        tenant = session.key.tenant
+        num_new = self.ledger.num_new(blocks) + num_more
+        num_mine = self.ledger.num_tenant_blocks(tenant) + len(blocks) + num_more
+        return self.ledger.num_blocks + num_new <= self.max_blocks and (
+            not tenant or num_mine <= self.max_tenant_blocks
+        )
+
     def take(self, session: Session, blocks: list[int]) -> None:
         """Holds `blocks` for a session, after what it holds."""
         if not blocks:

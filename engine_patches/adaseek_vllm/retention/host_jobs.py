@@ -11,6 +11,7 @@ import bisect
 import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from adaseek_vllm.retention.host_pool import HostPool
 from adaseek_vllm.retention.sessions import SessionKey
@@ -27,10 +28,11 @@ class CopyJob:
         blocks: blocks on the device.
         slots: their slots in host memory.
         keys: what the copies are known by.
-        request_id: who waits for the blocks; "" if they are copied out.
-        session: whose context is copied out.
+        request_id: who waits for the blocks; "" if they are copied out, or back ahead of a turn.
+        session: whose context is copied out, or back ahead of its turn.
         end: how many blocks of the session come before the end of these.
         is_stale: whether a source was let go before its copy was complete.
+        is_back: whether it is from host memory to the device.
     """
 
     job_id: int
@@ -41,6 +43,7 @@ class CopyJob:
     session: SessionKey | None = None
     end: int = 0
     is_stale: bool = False
+    is_back: bool = False
 
 
 @dataclass
@@ -72,6 +75,7 @@ class HostSwap:
         self._jobs: dict[int, CopyJob] = {}
         self._new_loads: list[CopyJob] = []
         self._copied: list[SessionKey] = []
+        self._brought: list[tuple[SessionKey, bool]] = []
         self._ids = itertools.count(1)
 
     @property
@@ -82,12 +86,17 @@ class HostSwap:
     @property
     def num_in_flight(self) -> int:
         """Blocks that are being copied out."""
-        return sum(len(job.blocks) for job in self._jobs.values() if not job.request_id)
+        return sum(len(job.blocks) for job in self._jobs.values() if not job.is_back)
 
     @property
     def num_loading(self) -> int:
-        """Requests that wait for blocks to be copied back."""
-        return sum(bool(job.request_id) for job in self._jobs.values())
+        """Copies back to the device that have not ended."""
+        return sum(job.is_back for job in self._jobs.values())
+
+    @property
+    def num_bringing(self) -> int:
+        """Of these, copies that nobody asked for yet."""
+        return sum(job.is_back and not job.request_id for job in self._jobs.values())
 
     @property
     def num_jobs(self) -> int:
@@ -116,7 +125,7 @@ class HostSwap:
     def copy_out(self, session: SessionKey, blocks: Sequence[int]) -> None:
         """Begins to copy a context, from its start, as far as there are slots at all."""
         self.cancel(session, 0)
-        wanted = list(blocks[: self.pool.num_slots])
+        wanted = list(blocks[: self.pool.num_slots_of(session.tenant)])
         keys = list(itertools.takewhile(bool, map(self._key_of, wanted)))
         known = [key for key in keys if key is not None]
         self.pool.used(known)
@@ -161,10 +170,11 @@ class HostSwap:
 
     def load(self, request_id: str, keys: list[bytes], blocks: list[int]) -> None:
         """Copies blocks back for a request that waits for them."""
-        job = CopyJob(next(self._ids), blocks, self.pool.read(keys), keys, request_id=request_id)
-        self.pool.used(keys)
-        self._jobs[job.job_id] = job
-        self._new_loads.append(job)
+        self._begin_back(blocks, keys, request_id=request_id)
+
+    def bring_back(self, session: SessionKey, keys: list[bytes], blocks: list[int]) -> None:
+        """Copies blocks of a paused context back, for a turn that is expected."""
+        self._begin_back(blocks, keys, session=session)
 
     def take_loads(self) -> list[CopyJob]:
         """Returns the copies back that were not begun yet."""
@@ -174,10 +184,12 @@ class HostSwap:
     def finished(self, job_id: int, *, is_good: bool) -> CopyJob:
         """Ends a copy; returns it."""
         job = self._jobs.pop(job_id)
-        if job.request_id:
+        if job.is_back:
             self.pool.was_read(job.keys)
             if not is_good:
                 self.pool.drop(job.keys)
+            if job.session is not None:
+                self._brought.append((job.session, is_good))
             return job
         self.pool.written(job.keys, is_good=is_good)
         outgoing = self._outgoing.get(job.session) if job.session is not None else None
@@ -195,12 +207,24 @@ class HostSwap:
         copied, self._copied = self._copied, []
         return copied
 
+    def take_brought(self) -> list[tuple[SessionKey, bool]]:
+        """Returns whose contexts came back since the last call, and whether they are good."""
+        brought, self._brought = self._brought, []
+        return brought
+
     def clear(self) -> None:
         """Forgets every copy, wanted or made; copies under way end as worthless."""
         for session in list(self._outgoing):
             self.cancel(session, 0)
         self._copied.clear()
         self.pool.clear()
+
+    def _begin_back(self, blocks: list[int], keys: list[bytes], **who: Any) -> None:
+        slots = self.pool.read(keys)
+        job = CopyJob(next(self._ids), blocks, slots, keys, is_back=True, **who)
+        self.pool.used(keys)
+        self._jobs[job.job_id] = job
+        self._new_loads.append(job)
 
     def _has_copy(self, block: int) -> bool:
         key = self._key_of(block)
@@ -214,7 +238,7 @@ class HostSwap:
         # What another session is copying just now is waited for: it may come to nothing.
         first = outgoing.next
         wanted = list(itertools.takewhile(lambda key: key not in pool, keys[first : first + most]))
-        slots = pool.reserve(wanted)
+        slots = pool.reserve(wanted, tenant=session.tenant)
         if not slots:
             if wanted and not self._jobs:
                 # Nothing that ends would make room: what is copied has to do.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict
+from collections import OrderedDict, defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
@@ -12,6 +12,7 @@ __all__ = ["HostPool"]
 @dataclass
 class _Copy:
     slot: int
+    tenant: str
     is_ready: bool = False
     num_readers: int = 0
     is_doomed: bool = False
@@ -30,12 +31,17 @@ class HostPool:
 
     Args:
         num_slots: blocks that fit.
+        max_tenant_slots: blocks of one tenant that may have a copy; None for all that fit. Copies
+            without a salt are not one tenant's: only the room binds them.
     """
 
-    def __init__(self, num_slots: int) -> None:
+    def __init__(self, num_slots: int, *, max_tenant_slots: int | None = None) -> None:
         self.num_slots = num_slots
+        self._max_tenant_slots = num_slots if max_tenant_slots is None else max_tenant_slots
         self._free = list(reversed(range(num_slots)))
+        # The least recently used first; once for all, and once for each tenant with a salt.
         self._copies: OrderedDict[bytes, _Copy] = OrderedDict()
+        self._of_tenant: defaultdict[str, OrderedDict[bytes, _Copy]] = defaultdict(OrderedDict)
 
     def __len__(self) -> int:
         return len(self._copies)
@@ -69,19 +75,30 @@ class HostPool:
             count += 1
         return count
 
-    def reserve(self, keys: Sequence[bytes]) -> list[int]:
+    def num_slots_of(self, tenant: str) -> int:
+        """Returns how many blocks of a tenant may have a copy."""
+        return min(self.num_slots, self._max_tenant_slots) if tenant else self.num_slots
+
+    def num_copies_of(self, tenant: str) -> int:
+        """Returns how many blocks of a tenant with a salt have a copy, or get one."""
+        return len(self._of_tenant.get(tenant, ()))
+
+    def reserve(self, keys: Sequence[bytes], *, tenant: str = "") -> list[int]:
         """Returns slots to write copies to, for as many of the first `keys` as there is room.
 
         Args:
             keys: of blocks that have no copy; each is different.
+            tenant: whose blocks they are; one at its limit gives its own copies up for new ones.
         """
         slots: list[int] = []
         wanted = frozenset(keys)
         for key in keys:
-            if key in self._copies or not (self._free or self._evict(keep=wanted)):
+            if key in self._copies or not self._make_room(tenant, keep=wanted):
                 break
             slot = self._free.pop()
-            self._copies[key] = _Copy(slot)
+            self._copies[key] = copy = _Copy(slot, tenant)
+            if tenant:
+                self._of_tenant[tenant][key] = copy
             slots.append(slot)
         return slots
 
@@ -116,8 +133,10 @@ class HostPool:
     def used(self, keys: Sequence[bytes]) -> None:
         """Records that a context was wanted: its head outlasts its tail, which is no use alone."""
         for key in reversed(keys):
-            if key in self._copies:
+            if (copy := self._copies.get(key)) is not None:
                 self._copies.move_to_end(key)
+                if copy.tenant:
+                    self._of_tenant[copy.tenant].move_to_end(key)
 
     def drop(self, keys: Iterable[bytes]) -> None:
         """Forgets copies, at once or when whoever reads or writes them is done."""
@@ -134,13 +153,25 @@ class HostPool:
         """Forgets every copy."""
         self.drop(list(self._copies))
 
-    def _evict(self, *, keep: frozenset[bytes]) -> bool:
+    def _make_room(self, tenant: str, *, keep: frozenset[bytes]) -> bool:
+        """Forgets copies until a tenant may have one more; returns whether it may."""
+        if tenant and self.num_copies_of(tenant) >= self._max_tenant_slots:
+            return tenant in self._of_tenant and self._evict(self._of_tenant[tenant], keep=keep)
+        return bool(self._free) or self._evict(self._copies, keep=keep)
+
+    def _evict(self, copies: OrderedDict[bytes, _Copy], *, keep: frozenset[bytes]) -> bool:
         """Forgets the least recently used copy that nobody uses; returns whether there was one."""
-        for key, copy in self._copies.items():
+        for key, copy in copies.items():
             if not copy.is_busy and key not in keep:
                 self._remove(key)
                 return True
         return False
 
     def _remove(self, key: bytes) -> None:
-        self._free.append(self._copies.pop(key).slot)
+        copy = self._copies.pop(key)
+        self._free.append(copy.slot)
+        if copy.tenant:
+            mine = self._of_tenant[copy.tenant]
+            del mine[key]
+            if not mine:
+                del self._of_tenant[copy.tenant]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from vllm.distributed.kv_transfer.kv_connector.v1.offloading.common import (
@@ -51,11 +51,16 @@ class HostScheduler:
         self.step_s = 0.01
         self.rate_out, self.rate_in = CopyRate(), CopyRate()
         self.swap = HostSwap(
-            HostPool(spec.num_chunks),
+            HostPool(
+                spec.num_chunks,
+                max_tenant_slots=int(extra.get("tenant_fraction", 1.0) * spec.num_chunks),
+            ),
             max_in_flight=int(extra.get("inflight_fraction", 0.125) * kv_cache_config.num_blocks),
             key_of=self.key_of,
         )
         self._pool: Any = None
+        # Whether a request's context is on its way already; the scheduler knows.
+        self.is_awaited: Callable[[str], bool] = lambda _: False
         # Requests that failed to load once compute what is missing.
         self._given_up: set[str] = set()
         self._loaded: dict[str, int] = {}
@@ -84,15 +89,18 @@ class HostScheduler:
         """Tokens with a copy in host memory."""
         return len(self.swap.pool) * self.block_tokens
 
-    def num_loadable_tokens(self, request: Any, num_computed_tokens: int) -> int:
+    def num_loadable_tokens(self, request: Any, num_computed_tokens: int) -> int | None:
         """Returns how many tokens of a prompt could be loaded after those that are there.
 
-        vLLM computes the last token of a prompt in any case.
+        vLLM computes the last token of a prompt in any case. None if they are on their way, so
+        that the request should wait for them.
         """
         if request.request_id in self._given_up or request.skip_reading_prefix_cache:
             return 0
+        if self.is_awaited(request.request_id):
+            return None
         return self.block_tokens * self.swap.pool.num_ready(
-            self._keys(request, num_computed_tokens // self.block_tokens)
+            self._prompt_keys(request, num_computed_tokens // self.block_tokens)
         )
 
     def load(self, request: Any, block_ids: tuple[list[int], ...], num_tokens: int) -> None:
@@ -106,7 +114,7 @@ class HostScheduler:
         (blocks,) = block_ids
         num_blocks = num_tokens // self.block_tokens
         first = self._num_local_blocks(request, blocks, num_blocks)
-        keys = list(itertools.islice(self._keys(request, first), num_blocks))
+        keys = list(itertools.islice(self._prompt_keys(request, first), num_blocks))
         self.swap.load(request.request_id, keys, blocks[first : first + num_blocks])
         self._loaded[request.request_id] = num_tokens
 
@@ -131,7 +139,7 @@ class HostScheduler:
         """Records that a copy ended on every worker."""
         job = self.swap.finished(job_id, is_good=is_good)
         if not is_good:
-            self.meter.count("swap_failures", 1, "in" if job.request_id else "out")
+            self.meter.count("swap_failures", 1, "in" if job.is_back else "out")
         if not is_good and job.request_id:
             self._given_up.add(job.request_id)
             self._loaded.pop(job.request_id, None)
@@ -149,10 +157,14 @@ class HostScheduler:
                 tokens = one.bytes / self.block_bytes * self.block_tokens
                 self.meter.count("waste_token_seconds", tokens * one.time, "swap")
 
-    def _keys(self, request: Any, first_block: int) -> Iterator[bytes]:
-        last = (request.num_tokens - 1) // self.block_tokens
+    def keys_of(self, request: Any, first_block: int) -> Iterator[bytes]:
+        """Yields what a request's full blocks are known by, from `first_block` on."""
         hashes = request.block_hashes
-        return (make_block_hash_with_group_id(hashes[i], 0) for i in range(first_block, last))
+        return (make_block_hash_with_group_id(h, 0) for h in hashes[first_block:])
+
+    def _prompt_keys(self, request: Any, first_block: int) -> Iterator[bytes]:
+        last = (request.num_tokens - 1) // self.block_tokens
+        return itertools.islice(self.keys_of(request, first_block), max(0, last - first_block))
 
     def key_of(self, block: int) -> bytes | None:
         """Returns what a block's data is known by; None if it is not a full, cached block."""

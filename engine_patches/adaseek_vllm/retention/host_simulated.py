@@ -50,7 +50,7 @@ class SimulatedCopies:
         """Begins the copies that the scheduler asks for (`OffloadingConnectorMetadata`)."""
         for job_id in [*metadata.load_jobs, *metadata.store_jobs]:
             job = self._host.swap.job(job_id)
-            is_load = bool(job.request_id)
+            is_load = job.is_back
             self.num_loads += is_load
             seconds = len(job.blocks) * self._host.block_bytes / self._bytes_per_s
             done_s = max(now_s, self._free_s[is_load]) + seconds
@@ -73,7 +73,7 @@ class SimulatedCopies:
             self._end(copy)
             meta.mark_completed(copy.job.job_id)
             stats = meta.transfer_stats
-            direction = stats.load if copy.job.request_id else stats.store
+            direction = stats.load if copy.job.is_back else stats.store
             direction.record(len(copy.job.blocks) * self._host.block_bytes, copy.seconds)
         loads = [copy for copy in done if copy.job.request_id]
         meta.failed_jobs = frozenset(copy.job.job_id for copy in done if not copy.is_good)
@@ -84,14 +84,15 @@ class SimulatedCopies:
         )
 
     def _sources(self, job: CopyJob) -> list[bytes | None]:
-        if job.request_id:
+        if job.is_back:
             return [self._slots.get(slot) for slot in job.slots]
         return [self._host.key_of(block) for block in job.blocks]
 
     def _end(self, copy: _Copy) -> None:
         now = self._sources(copy.job)
         moved = [old if old == new else _CHANGED for old, new in zip(copy.before, now, strict=True)]
-        if copy.job.request_id:
-            assert moved == copy.job.keys, f"{copy.job.request_id} was given other data"
+        if copy.job.is_back:
+            who = copy.job.request_id or copy.job.session
+            assert moved == copy.job.keys, f"{who} was given other data"
         elif copy.is_good:
             self._slots |= dict(zip(copy.job.slots, moved, strict=True))

@@ -158,7 +158,7 @@ class HostConnectorWorker(OffloadingConnectorWorker):  # type: ignore[misc]
             failed = self.worker.take_failed()
             self._failed |= failed
             loads = {job_id: job.req_id for job_id, job in metadata.load_jobs.items()}
-            self._failed_requests |= {loads[job_id] for job_id in failed if job_id in loads}
+            self._failed_requests |= {loads[job_id] for job_id in failed if loads.get(job_id)}
 
     def take_failed_requests(self, finished: set[str]) -> set[str]:
         """Returns those of the requests whose loads are over that did not get their blocks."""

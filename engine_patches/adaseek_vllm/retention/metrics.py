@@ -60,11 +60,21 @@ METRICS: Mapping[str, Metric] = {
     "recomputed_tokens": _counter("Tokens of paused contexts that a next turn computed again."),
     "reclaimed_blocks": _counter("Held blocks that were let go early.", "for"),
     "waste_token_seconds": _counter("Memory held or refilled without making tokens.", "kind"),
+    "prefetch": _counter("Contexts copied back ahead of a turn, by what came of it.", "outcome"),
     "swap_bytes": _counter("KV copied to host memory (out) and back (in).", "direction"),
     "swap_seconds": _counter("Time that copies took.", "direction"),
     "swap_failures": _counter("Copies that failed; the tokens are computed again.", "direction"),
     "overhead_seconds": _counter("Time that the scheduler spent on retention."),
     "tool_seconds": _histogram("Time between a session's turns.", _SECONDS, "tool"),
+    "duration_abs_error_seconds": _histogram(
+        "How far the time between turns was from what was expected.", _SECONDS
+    ),
+    "resume_ttft_seconds": _histogram(
+        "Time from the arrival of a paused session's next turn to its first token.", _SECONDS
+    ),
+    "admission_delay_seconds": _histogram(
+        "Time from when a waiting request first lacked memory until it ran.", _SECONDS
+    ),
     "prefix_survival_ratio": _histogram(
         "Share of a held context that the next turn repeats.", (0.1, 0.25, 0.5, 0.75, 0.9, 0.99, 1)
     ),

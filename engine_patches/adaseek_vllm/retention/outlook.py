@@ -11,7 +11,7 @@ from adaseek_vllm.retention.estimates import Estimator, is_stale
 from adaseek_vllm.retention.holdings import Holdings, HostCopies
 from adaseek_vllm.retention.policy import EngineLoad, PausedSession
 from adaseek_vllm.retention.sessions import Session, SessionKey
-from adaseek_vllm.retention.waste import StepCost
+from adaseek_vllm.retention.waste import StepCost, prefetch_gain
 
 __all__ = ["Outlook"]
 
@@ -86,6 +86,30 @@ class Outlook:
     def of_pausing(self, session: Session, blocks: Sequence[int], now_s: float) -> PausedSession:
         """Returns the view of a session that might hold `blocks`."""
         return self._view(session, blocks, now_s, is_held=False)
+
+    def prefetch_gain(
+        self, session: Session, num_tokens: int, now_s: float, *, hysteresis: float = 0.0
+    ) -> float:
+        """Returns what copying tokens of a session's context back now would gain.
+
+        Args:
+            session: is paused.
+            num_tokens: tokens to copy, or that were copied.
+            now_s: the time.
+            hysteresis: memory is taken to cost that share less.
+        """
+        load = self.load
+        if load.host is None:
+            return -math.inf
+        view = self.of_pausing(session, (), now_s)
+        copy_s = num_tokens * load.host.in_s
+        return prefetch_gain(
+            num_tokens,
+            saved_s=self._estimator.expected_within_s(session, now_s, copy_s),
+            held_s=view.remaining_s,
+            return_probability=view.return_probability,
+            memory_price=load.memory_price / (1 + hysteresis),
+        )
 
     def forget(self, session: Session) -> None:
         """Records that a session is not what it was."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from typing import Any
 
 from vllm.v1.core.sched.scheduler import Scheduler
@@ -23,13 +23,14 @@ from adaseek_vllm.config import FeatureSettingsError
 from adaseek_vllm.retention.connector import RetentionConnector
 from adaseek_vllm.retention.controller import RetentionController
 from adaseek_vllm.retention.hints import Hints
+from adaseek_vllm.retention.host_returns import PooledReturns
 from adaseek_vllm.retention.host_scheduler import HostScheduler
 from adaseek_vllm.retention.metrics import Meter, Samples
 from adaseek_vllm.retention.policy import EngineLoad
 from adaseek_vllm.retention.sessions import SessionKey
 from adaseek_vllm.retention.settings import FLAG, RetentionSettings
-from adaseek_vllm.retention.tool_calls import NUM_TAIL_TOKENS, ToolCall, tool_call_at_end
-from adaseek_vllm.retention.turns import EndedTurn, Outcome, Released
+from adaseek_vllm.retention.turn_reader import TurnReader, extra_args, owner
+from adaseek_vllm.retention.turns import Outcome, Released
 from adaseek_vllm.retention.waste import StepCost
 
 __all__ = ["RetentionMixin"]
@@ -57,6 +58,7 @@ class RetentionMixin(Scheduler):  # type: ignore[misc]
         if isinstance(self.connector, RetentionConnector):
             self.connector.read_stats = self._retention_stats
             self.retention_host = self.connector.host
+        host = self.retention_host
         self.retention = RetentionController(
             settings,
             self.retention_blocks,
@@ -65,12 +67,23 @@ class RetentionMixin(Scheduler):  # type: ignore[misc]
             now=self._retention_now,
             load=self._retention_load,
             meter=self.retention_meter,
-            host=self.retention_host.swap if self.retention_host is not None else None,
+            host=host.swap if host is not None else None,
+            returns=(
+                PooledReturns(host, self.retention_blocks)
+                if host is not None and settings.prefetch
+                else None
+            ),
         )
-        if self.retention_host is not None:
-            self.retention_host.meter = self.retention_meter
-        self._marker_ids = frozenset(settings.markers)
-        self._answer_text = AnswerText(vllm_config.model_config)
+        if host is not None:
+            host.meter = self.retention_meter
+            host.is_awaited = self.retention.is_awaited
+        self.retention_turns = TurnReader(
+            self.retention_blocks,
+            AnswerText(vllm_config.model_config),
+            settings,
+            block_tokens=self.block_size,
+            keeps_context=host is not None and settings.prefetch,
+        )
         self._retention_reports: dict[str, dict[str, object]] = {}
         # When each request that lacks memory first did.
         self._short_since: dict[str, tuple[float, int]] = {}
@@ -119,7 +132,8 @@ class RetentionMixin(Scheduler):  # type: ignore[misc]
                 num_cached_tokens=new.num_computed_tokens,
                 num_loaded_tokens=host.take_loaded(new.req_id) if host is not None else 0,
             )
-            self._short_since.pop(new.req_id, None)
+            if (short := self._short_since.pop(new.req_id, None)) is not None:
+                self.retention.accounts.waited(short[0], self._retention_now())
         for resumed_id in output.scheduled_cached_reqs.resumed_req_ids:
             self._short_since.pop(resumed_id, None)
         num_tokens = output.total_num_scheduled_tokens
@@ -142,9 +156,13 @@ class RetentionMixin(Scheduler):  # type: ignore[misc]
             if self.retention_host is not None:
                 self.retention_host.step_s = seconds
         self._last_output_s = now_s
+        for request_id in self.retention.unanswered:
+            if self.requests[request_id].num_output_tokens:
+                self.retention.answered(request_id)
         if self.retention_host is not None:
             for key in self.retention_host.swap.take_copied():
                 self.retention.copied(key)
+            self.retention.prefetcher.take_ended()
         self._overhead_s += time.perf_counter() - updated
         return outputs
 
@@ -196,6 +214,7 @@ class RetentionMixin(Scheduler):  # type: ignore[misc]
     def reset_prefix_cache(
         self, reset_running_requests: bool = False, reset_connector: bool = False
     ) -> bool:
+        # What is copied back just now stays: vLLM then refuses, as it does for its own loads.
         self.retention.release_all()
         return bool(super().reset_prefix_cache(reset_running_requests, reset_connector))
 
@@ -246,9 +265,9 @@ class RetentionMixin(Scheduler):  # type: ignore[misc]
         return meter.take(gauges)
 
     def _retention_arrival(self, request: Any) -> float:
-        hints = Hints.read(_extra_args(request))
+        hints = Hints.read(extra_args(request))
         name = request.session_id or hints.session
-        tenant, adapter = _owner(request)
+        tenant, adapter = owner(request)
         arrival_s = self.retention.arrived(
             request.request_id,
             SessionKey(tenant, adapter, str(name)) if name else None,
@@ -269,16 +288,11 @@ class RetentionMixin(Scheduler):  # type: ignore[misc]
     def _retention_ended(self, request: Any) -> Outcome | None:
         """Tells the controller how a request ended, and keeps a report for its response."""
         self._short_since.pop(request.request_id, None)
-        stopped_at = self._stopped_at(request)
-        is_abort = request.status == RequestStatus.FINISHED_ABORTED
-        is_over = stopped_at is not None or request.status in (
-            RequestStatus.FINISHED_STOPPED,
-            RequestStatus.FINISHED_LENGTH_CAPPED,
-        )
-        if not (is_over or (is_abort and self.retention.settings.pin_aborted)):
+        knows = self.retention.knows(request.request_id)
+        turn = self.retention_turns.read(request, looks_for_calls=knows)
+        if turn is None:
             self.retention.cancelled(request.request_id)
             return None
-        turn = self._ended_turn(request, stopped_at)
         outcome = self.retention.ended(turn)
         if outcome.is_session:
             self._retention_reports[request.request_id] = {
@@ -288,55 +302,6 @@ class RetentionMixin(Scheduler):  # type: ignore[misc]
                 "calls_tool": turn.calls_tool,
             }
         return outcome
-
-    def _stopped_at(self, request: Any) -> int | str | None:
-        """Returns the token or text that a turn ended at, None if it ended otherwise.
-
-        vLLM's front end looks for stop texts, and then aborts the request in the engine as if its
-        client had gone: only the text tells the two apart.
-        """
-        if request.status == RequestStatus.FINISHED_STOPPED:
-            return next(reversed(request.output_token_ids), None)
-        params = request.sampling_params
-        if request.status != RequestStatus.FINISHED_ABORTED or params is None or not params.stop:
-            return None
-        text = self._answer_text(request.output_token_ids[-NUM_TAIL_TOKENS:])
-        return next((stop for stop in params.stop if stop in text), None)
-
-    def _ended_turn(self, request: Any, stopped_at: int | str | None) -> EndedTurn:
-        blocks, num_tokens = self.retention_blocks.hits(request, request.num_tokens)
-        tenant, adapter = _owner(request)
-        hints = Hints.read(_extra_args(request))
-        call = self._tool_call(request, hints, stopped_at)
-        if hints.pause_at is not None and call is not None:
-            hints = replace(hints, is_final=False)
-        return EndedTurn(
-            request_id=request.request_id,
-            blocks=blocks,
-            context_tokens=num_tokens,
-            num_prompt_blocks=request.num_prompt_tokens // self.block_size,
-            arrival_s=request.arrival_time,
-            tenant=tenant,
-            adapter=adapter,
-            calls_tool=call is not None,
-            tool=call.name if call is not None else "",
-            hints=hints,
-            fingerprint=request.block_hashes[-1] if request.block_hashes else None,
-        )
-
-    def _tool_call(
-        self, request: Any, hints: Hints, stopped_at: int | str | None
-    ) -> ToolCall | None:
-        """Returns the call that a turn ends with: what the client says, else what can be seen."""
-        is_pause = hints.pause_at is not None and stopped_at in hints.pause_at
-        if hints.tool is not None and (is_pause or hints.pause_at is None):
-            return ToolCall(hints.tool)
-        if not self.retention.knows(request.request_id):
-            return None
-        answer = request.output_token_ids
-        call = tool_call_at_end(answer, self._answer_text)
-        has_marker = not self._marker_ids.isdisjoint(answer[-NUM_TAIL_TOKENS:])
-        return ToolCall("") if call is None and (is_pause or has_marker) else call
 
     def _must_have(self, request: Any) -> bool:
         """Returns whether even sessions that are worth holding must give way to a request."""
@@ -388,13 +353,3 @@ class RetentionMixin(Scheduler):  # type: ignore[misc]
             # The scheduler has already counted the new tokens as computed.
             pairs += num_new * (self.requests[request_id].num_computed_tokens - num_new / 2)
         return pairs
-
-
-def _extra_args(request: Any) -> dict[str, object] | None:
-    params = request.sampling_params
-    return params.extra_args if params is not None else None
-
-
-def _owner(request: Any) -> tuple[str, str]:
-    lora = request.lora_request
-    return request.cache_salt or "", lora.lora_name if lora is not None else ""

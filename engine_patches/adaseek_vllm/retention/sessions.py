@@ -2,11 +2,23 @@
 
 from __future__ import annotations
 
+import enum
 from collections import Counter, OrderedDict
 from collections.abc import Hashable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
-__all__ = ["Ledger", "Session", "SessionKey", "SessionTable"]
+__all__ = ["Ledger", "Prefetch", "Session", "SessionKey", "SessionTable"]
+
+
+class Prefetch(enum.Enum):
+    """What has become of a paused context in host memory; it is brought back once in a pause."""
+
+    NOT = "not"
+    COMING = "coming"
+    HELD = "held"
+    """It is back, and held for the next turn."""
+    SPENT = "spent"
+    """It was let go, or given up on the way."""
 
 
 @dataclass(frozen=True)
@@ -35,6 +47,7 @@ class Session:
         kind: how its last turn ended: tool, plain or anonymous.
         paused_s: when its last turn ended; None while a turn is queued or runs.
         hint_s: what the client expects the tool to take.
+        expected_s: what the tool was expected to take when its last turn ended.
         expires_s: when it is let go at the latest.
         context_tokens: tokens that its last turn ended with.
         num_context_blocks: blocks that held them.
@@ -45,6 +58,8 @@ class Session:
         next_request: the request of its next turn, while that waits to be scheduled.
         queued_s: when that request arrived.
         fingerprint: hash of the last full block of its context, to recognise a longer prompt.
+        context: what stands for its context's tokens, as long as it may be in host memory only.
+        prefetch: whether its context was brought back from there in this pause.
     """
 
     key: SessionKey
@@ -53,6 +68,7 @@ class Session:
     kind: str = "plain"
     paused_s: float | None = None
     hint_s: float | None = None
+    expected_s: float = 0.0
     expires_s: float = 0.0
     context_tokens: int = 0
     num_context_blocks: int = 0
@@ -63,6 +79,8 @@ class Session:
     next_request: str | None = None
     queued_s: float = 0.0
     fingerprint: Hashable = None
+    context: object = None
+    prefetch: Prefetch = Prefetch.NOT
 
 
 class Ledger:

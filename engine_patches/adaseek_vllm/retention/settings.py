@@ -27,8 +27,9 @@ class RetentionSettings:
     Args:
         policy: `auto` weighs expected waste; the others are simple rules to compare with.
         max_pinned_fraction: share of the GPU's KV blocks that paused sessions may hold together.
-        tenant_fraction: share of the GPU's KV blocks that one tenant's paused sessions may hold;
-            a tenant is a cache salt, and sessions without one are bound by the common limit only.
+        tenant_fraction: share of the GPU's KV blocks that one tenant's paused sessions may hold,
+            and of `host_bytes` that their copies may take; a tenant is a cache salt, and sessions
+            without one are bound by the common limits only.
         max_ttl_s: longest time a session is held for its next turn, in seconds.
         min_pin_tokens: shorter contexts are never held.
         max_admission_delay_s: a waiting request never waits longer than this for held memory
@@ -50,7 +51,10 @@ class RetentionSettings:
         max_sessions: records of paused sessions kept at most.
         host_bytes: host memory for copies of paused contexts, as a number of bytes or like "8GiB";
             0 copies nothing.
-        inflight_fraction: share of the GPU's KV blocks that are copied to host memory at a time.
+        inflight_fraction: share of the GPU's KV blocks that are copied to host memory at a time;
+            as many may be on their way back ahead of their turns.
+        prefetch: whether copies come back to the GPU before their turns, where that is expected to
+            pay; only with `host_bytes`. Off until it was shown to pay.
         emulate_gbps: on the CPU backend, bandwidth of a pretended link to host memory, in 10^9
             bytes a second; None copies as fast as memory does.
         metrics: whether `/metrics` and the log show what retention does.
@@ -75,6 +79,7 @@ class RetentionSettings:
     max_sessions: int = 65536
     host_bytes: int = 0
     inflight_fraction: float = 0.125
+    prefetch: bool = False
     emulate_gbps: float | None = None
     metrics: bool = True
 
@@ -99,7 +104,7 @@ class RetentionSettings:
             _check_number("emulate_gbps", self.emulate_gbps, 1e-6, 1e6)
         if self.policy == "host" and not self.host_bytes:
             raise _error("policy", self.policy, 'needs host memory: set `host_bytes`, e.g. "8GiB"')
-        for name in ("require_salt", "pin_aborted", "metrics"):
+        for name in ("require_salt", "pin_aborted", "prefetch", "metrics"):
             _check_type(name, getattr(self, name), bool, "true or false")
         for marker in self.markers:
             _check_integer("markers", marker, 0)

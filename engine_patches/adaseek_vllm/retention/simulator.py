@@ -20,8 +20,19 @@ from adaseek_vllm.retention.settings import RetentionSettings
 from adaseek_vllm.retention.waste import StepCost
 from adaseek_vllm.scheduler import scheduler_class
 
-__all__ = ["EngineShape", "SimulatedEngine", "SimulatedRequest", "pretended_config"]
+__all__ = [
+    "EngineShape",
+    "SimulatedEngine",
+    "SimulatedRequest",
+    "block_bytes",
+    "pretended_config",
+    "slot_bytes",
+]
 
+# vLLM copies whole pages of host memory.
+_PAGE_BYTES = 4096
+
+_MODEL_KV_HEADS, _MODEL_HEAD_DIM = 2, 16
 _MODEL = {
     "architectures": ["LlamaForCausalLM"],
     "model_type": "llama",
@@ -29,8 +40,8 @@ _MODEL = {
     "intermediate_size": 128,
     "num_hidden_layers": 1,
     "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "head_dim": 16,
+    "num_key_value_heads": _MODEL_KV_HEADS,
+    "head_dim": _MODEL_HEAD_DIM,
     "vocab_size": 50_000,
     "max_position_embeddings": 1 << 20,
     "rms_norm_eps": 1e-5,
@@ -55,6 +66,7 @@ class EngineShape:
         session_order: whether waiting requests are ordered by arrival (vLLM's priority policy).
         async_scheduling: whether a step is scheduled before the last one's output is there.
         cost: time of a step.
+        per_request_s: seconds that each request in a step takes besides.
         link_bytes_per_s: bandwidth of host memory, in each direction.
     """
 
@@ -67,6 +79,7 @@ class EngineShape:
     session_order: bool = True
     async_scheduling: bool = False
     cost: StepCost = field(default_factory=lambda: StepCost(fixed_s=0.010, per_token_s=5e-5))
+    per_request_s: float = 0.0
     link_bytes_per_s: float = 25e9
 
 
@@ -211,7 +224,8 @@ class SimulatedEngine:
                 # The scheduler has already counted the new tokens as computed.
                 computed = self.scheduler.requests[request_id].num_computed_tokens
                 pairs += num_new * (computed - num_new / 2)
-        return cost.step_s(num_tokens, pairs)
+        for_requests_s = self.shape.per_request_s * len(output.num_scheduled_tokens)
+        return cost.step_s(num_tokens, pairs) + for_requests_s
 
     def _finish_oldest(self) -> None:
         from vllm.v1.outputs import ModelRunnerOutput
@@ -271,7 +285,10 @@ def _make_scheduler(shape: EngineShape, config: Any, engine: SimulatedEngine) ->
             super()._preempt_request(*args, **kwargs)
 
     spec = FullAttentionSpec(
-        block_size=shape.block_tokens, num_kv_heads=2, head_size=16, dtype=torch.float32
+        block_size=shape.block_tokens,
+        num_kv_heads=_MODEL_KV_HEADS,
+        head_size=_MODEL_HEAD_DIM,
+        dtype=torch.float32,
     )
     return Simulated(
         vllm_config=config,
@@ -285,6 +302,16 @@ def _make_scheduler(shape: EngineShape, config: Any, engine: SimulatedEngine) ->
         hash_block_size=shape.block_tokens,
         log_stats=True,
     )
+
+
+def block_bytes(shape: EngineShape) -> int:
+    """Returns the bytes of a block: the keys and values of its tokens, four bytes a number."""
+    return 2 * _MODEL_KV_HEADS * _MODEL_HEAD_DIM * 4 * shape.block_tokens
+
+
+def slot_bytes(shape: EngineShape) -> int:
+    """Returns the bytes of host memory that the copy of a block takes."""
+    return -(-block_bytes(shape) // _PAGE_BYTES) * _PAGE_BYTES
 
 
 def pretended_config(shape: EngineShape, retention: Mapping[str, object] | None) -> Any:

@@ -28,6 +28,7 @@ class EndedTurn:
         tool: the tool's name; "" if unknown.
         hints: what the client told.
         fingerprint: hash of the last full block.
+        context: what stands for its tokens, to bring them back from host memory; None without any.
     """
 
     request_id: str
@@ -41,6 +42,7 @@ class EndedTurn:
     tool: str = ""
     hints: Hints = field(default_factory=Hints)
     fingerprint: Hashable = None
+    context: object = None
 
 
 @dataclass(frozen=True)
@@ -82,4 +84,5 @@ class Counts:
     num_expired: int = 0
     num_copied_out: int = 0
     num_resumed_loaded: int = 0
+    prefetches: dict[str, int] = field(default_factory=dict)
     held_block_seconds: float = 0.0

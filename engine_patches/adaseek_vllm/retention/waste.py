@@ -15,6 +15,7 @@ __all__ = [
     "chunked_discard_waste",
     "discard_waste",
     "infercept_discard_waste",
+    "prefetch_gain",
     "preserve_waste",
     "recompute_waste",
     "swap_waste",
@@ -121,6 +122,29 @@ def recompute_waste(
     added_s = cost.added_s(context_tokens)
     own = (num_chunks * cost.fixed_s + added_s) * context_tokens / 2
     return own + added_s * running_tokens
+
+
+def prefetch_gain(
+    num_tokens: float,
+    *,
+    saved_s: float,
+    held_s: float,
+    return_probability: float,
+    memory_price: float,
+) -> float:
+    """Returns the token-seconds gained by copying a context back now, not when its turn comes.
+
+    The turn waits that much less for the copy; until it comes, others cannot have the memory. The
+    counterpart of `host_waste`: where this is above zero, holding wastes less than copying.
+
+    Args:
+        num_tokens: tokens to copy back.
+        saved_s: seconds of the copy that are over when the turn comes, as expected.
+        held_s: seconds until the turn comes, as expected.
+        return_probability: chance that it comes at all.
+        memory_price: share of time in which somebody lacks memory.
+    """
+    return num_tokens * (return_probability * saved_s - memory_price * held_s)
 
 
 def break_even_s(

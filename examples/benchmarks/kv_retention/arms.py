@@ -8,6 +8,8 @@ __all__ = ["ARMS", "QUICK", "SIMPLE_RULES", "choose_arms"]
 
 # Every rule that holds may hold as much, so that none wins by its limit.
 _SHARE = {"max_pinned_fraction": 0.9}
+# Host memory, in sizes of the KV cache.
+_HOST = 4.0
 
 ARMS = (
     Arm("stock, no prefix cache", prefix_caching=False),
@@ -21,6 +23,17 @@ ARMS = (
     Arm("InferCept, oracle", {"policy": "infercept", "estimate": "hint", **_SHARE}, is_told=True),
     Arm("ours", {"policy": "auto", **_SHARE}),
     Arm("ours, oracle", {"policy": "auto", "estimate": "hint", **_SHARE}, is_told=True),
+    Arm("swap always", {"policy": "host", "prefetch": False, **_SHARE}, host_pools=_HOST),
+    Arm(
+        "ours, host, no prefetch", {"policy": "auto", "prefetch": False, **_SHARE}, host_pools=_HOST
+    ),
+    Arm("ours, host", {"policy": "auto", "prefetch": True, **_SHARE}, host_pools=_HOST),
+    Arm(
+        "ours, host, oracle",
+        {"policy": "auto", "estimate": "hint", "prefetch": True, **_SHARE},
+        is_told=True,
+        host_pools=_HOST,
+    ),
 )
 SIMPLE_RULES = (
     "session order only",

@@ -10,7 +10,7 @@ import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +32,9 @@ import transformers
 import vllm
 from adaseek_vllm.flags import with_features
 from play import Arm
+
+# Keys and values of six layers, two heads of 64 numbers of four bytes each.
+TOKEN_BYTES = 6 * 2 * 2 * 64 * 4
 
 __all__ = ["EngineClient", "EngineSize", "open_engine", "save_model"]
 
@@ -73,9 +76,18 @@ class EngineRecord:
 
 @dataclass(frozen=True)
 class Step:
-    """One step of the engine: what it computed, and how long it took by two clocks."""
+    """One step of the engine: what it computed, and how long it took by two clocks.
+
+    Args:
+        num_tokens: tokens that it computed.
+        num_requests: requests that they belong to.
+        context_pairs: sum over them of the tokens that they attended to.
+        seconds: since the end of the step before, with what vLLM and its clients did meanwhile.
+        cpu_s: of the scheduler's two calls.
+    """
 
     num_tokens: int
+    num_requests: int
     context_pairs: float
     seconds: float
     cpu_s: float
@@ -115,6 +127,9 @@ class EngineClient:
         self._open: dict[str, EngineRecord] = {}
         self.steps: list[Step] = []
         self.num_preemptions = 0
+        # When the engine last had nothing to wait for but itself.
+        self._since_s = self.now_s
+        self._scheduled = Step(0, 0, 0.0, 0.0, 0.0)
         self._watch()
 
     @property
@@ -149,6 +164,8 @@ class EngineClient:
             extra_args=dict(hints) or None,
         )  # fmt: skip
         record = EngineRecord(list(prompt), self.now_s)
+        if not self._open:
+            self._since_s = record.submitted_s
         self._open[name] = record
         # The engine's clock of arrivals is the wall's.
         behind_s = record.submitted_s - first_arrival_s if self._arrival_order else 0.0
@@ -172,36 +189,39 @@ class EngineClient:
                 record.finished_s = now_s
                 del self._open[output.request_id]
                 ended.append(output.request_id)
+        seconds = self.now_s - self._since_s
+        self.steps.append(replace(self._scheduled, seconds=seconds))
+        self._since_s = self.now_s
         return ended
 
     def wait_until(self, at_s: float) -> None:
         time.sleep(max(0.0, at_s - self.now_s))
 
     def _watch(self) -> None:
-        """Times the scheduler's calls, and counts what it schedules and preempts."""
+        """Counts what the scheduler schedules and preempts, and the CPU time that it takes."""
         scheduler = self.scheduler
         schedule, update, preempt = (
             scheduler.schedule, scheduler.update_from_output, scheduler._preempt_request,
         )  # fmt: skip
-        began: list[tuple[float, float, float, int, float]] = []
 
         def watched_schedule(*args: Any, **kwargs: Any) -> Any:
-            started_s, cpu_s = time.perf_counter(), time.process_time()
+            cpu_s = time.process_time()
             output = schedule(*args, **kwargs)
             used_s = time.process_time() - cpu_s
             pairs = sum(
                 new * (scheduler.requests[name].num_computed_tokens - new / 2)
                 for name, new in output.num_scheduled_tokens.items()
             )
-            began.append((started_s, used_s, 0.0, output.total_num_scheduled_tokens, pairs))
+            num_requests = len(output.num_scheduled_tokens)
+            num_tokens = output.total_num_scheduled_tokens
+            self._scheduled = Step(num_tokens, num_requests, pairs, 0.0, used_s)
             return output
 
         def watched_update(*args: Any, **kwargs: Any) -> Any:
             cpu_s = time.process_time()
             outputs = update(*args, **kwargs)
-            started_s, used_s, _, num_tokens, pairs = began.pop(0)
-            used_s += time.process_time() - cpu_s
-            self.steps.append(Step(num_tokens, pairs, time.perf_counter() - started_s, used_s))
+            used_s = self._scheduled.cpu_s + time.process_time() - cpu_s
+            self._scheduled = replace(self._scheduled, cpu_s=used_s)
             return outputs
 
         def watched_preempt(*args: Any, **kwargs: Any) -> Any:
@@ -214,8 +234,20 @@ class EngineClient:
 
 
 @contextmanager
-def open_engine(model: str, size: EngineSize, arm: Arm) -> Iterator[EngineClient]:
-    """Yields a fresh engine, warmed up and with an empty cache."""
+def open_engine(
+    model: str, size: EngineSize, arm: Arm, *, copy_token_s: float | None = None
+) -> Iterator[EngineClient]:
+    """Yields a fresh engine, warmed up and with an empty cache.
+
+    Args:
+        model: folder of the model.
+        size: of the engine.
+        arm: what it is.
+        copy_token_s: seconds to copy a token to host memory or back; None for as fast as it goes.
+    """
+    settings = arm.settings_with(size.num_blocks, size.block_tokens * TOKEN_BYTES)
+    if settings is not None and arm.host_pools and copy_token_s is not None:
+        settings = {**settings, "emulate_gbps": TOKEN_BYTES / copy_token_s / 1e9}
     by_arrival = arm.settings is not None or arm.arrival_order
     llm = vllm.LLM(
         **with_features(
@@ -230,7 +262,7 @@ def open_engine(model: str, size: EngineSize, arm: Arm) -> Iterator[EngineClient
             num_gpu_blocks_override=size.num_blocks,
             enable_prefix_caching=arm.prefix_caching,
             scheduling_policy="priority" if by_arrival else "fcfs",
-            kv_retention=arm.settings,
+            kv_retention=settings,
         )
     )
     prompts = [{"prompt_token_ids": [5 + index] * 300} for index in range(4)]

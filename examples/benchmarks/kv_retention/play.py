@@ -24,6 +24,7 @@ class Arm:
         prefix_caching: vLLM's.
         arrival_order: whether a turn queues by its session's first arrival without retention.
         is_told: whether clients say how long their tools will take, and which turn is the last.
+        host_pools: host memory for copies of contexts, in sizes of the KV cache.
     """
 
     name: str
@@ -31,6 +32,13 @@ class Arm:
     prefix_caching: bool = True
     arrival_order: bool = False
     is_told: bool = False
+    host_pools: float = 0.0
+
+    def settings_with(self, num_blocks: int, block_bytes: int) -> Mapping[str, object] | None:
+        """Returns the settings for a KV cache of `num_blocks`, whose copies take so many bytes."""
+        if self.settings is None or not self.host_pools:
+            return self.settings
+        return {**self.settings, "host_bytes": round(self.host_pools * num_blocks) * block_bytes}
 
 
 class Record(Protocol):

@@ -29,6 +29,8 @@ COLUMNS = {
     "preemptions": ("preemptions", "{:.0f}"),
 }
 """Column -> key of a run's measures, and its format."""
+# What is claimed: with the lowest and highest of the seeds.
+_SPREAD = ("sessions_per_s", "latency_p90_ms", "one_shot_p99_ms")
 
 
 def group(rows: Iterable[Row], *keys: str) -> dict[tuple[Any, ...], list[Row]]:
@@ -40,13 +42,10 @@ def group(rows: Iterable[Row], *keys: str) -> dict[tuple[Any, ...], list[Row]]:
 
 
 def mean_table(rows: Sequence[Row]) -> str:
-    """Returns a row for each arm of one case: means over seeds."""
+    """Returns a row for each arm of one case: means over seeds, for some with their spread."""
     lines = [_line(["arm", *COLUMNS]), _line(["---"] * (len(COLUMNS) + 1))]
     for (arm,), runs in group(rows, "arm").items():
-        cells = [
-            form.format(float(np.nanmean([run[key] for run in runs])))
-            for key, form in COLUMNS.values()
-        ]
+        cells = [_cell([run[key] for run in runs], key, form) for key, form in COLUMNS.values()]
         lines.append(_line([arm, *cells]))
     return "\n".join(lines)
 
@@ -78,6 +77,13 @@ def paired_ratio(
     draws = rng.choice(means, (2000, len(means))).mean(axis=1)
     low, high = np.percentile(draws, (2.5, 97.5))
     return math.exp(means.mean()), math.exp(low), math.exp(high)
+
+
+def _cell(values: Sequence[float], key: str, form: str) -> str:
+    mean = form.format(float(np.nanmean(values)))
+    if key not in _SPREAD or len(values) < 2:
+        return mean
+    return f"{mean} ({form.format(np.nanmin(values))} to {form.format(np.nanmax(values))})"
 
 
 def _line(cells: Sequence[str]) -> str:

@@ -6,8 +6,9 @@
 Sessions of InferCept's trace (or its table) run in a fresh engine for each arm, arm beside arm, in
 turn forwards and backwards over the seeds. A tiny Llama with random weights stands for the model:
 lengths, pauses and pool are scaled so that a pause weighs against computing a context again as on
-the paper's machine. --out gets a line of JSON a run, from which the tables are made. The same
-sessions also run through the simulator, with the step's time as it was measured.
+the paper's machine. --out gets a line of JSON a run, from which the tables are made; a second call
+continues it, with the step's time and the capacity that the first one found. The same sessions also
+run through the simulator, with that time.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ import math
 import os
 import tempfile
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, astuple, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,10 +30,18 @@ from adaseek_vllm.retention.simulator import EngineShape, pretended_config
 from adaseek_vllm.retention.waste import StepCost
 from arms import ARMS, choose_arms
 from engine import EngineClient, EngineSize, open_engine, save_model
-from fit import fit_error, fit_step_cost
+from fit import FittedCost, fit_error, fit_step_cost
 from measures import measure
 from play import Arm, Run, play, play_closed
-from simulate import ONE_SHOTS, PRESETS, SimulatedClient, sustained_rate
+from simulate import (
+    ONE_SHOTS,
+    PRESETS,
+    SimulatedClient,
+    link_bytes_per_s,
+    read,
+    settings_for,
+    sustained_rate,
+)
 from tables import write_results
 from workload import MIXES, Arrival, Scale, arrivals, mean_context, sample, with_one_shots
 
@@ -66,13 +75,15 @@ class Bench:
         model: folder of the model.
         window_s: seconds in which sessions arrive.
         tokens: real tokens that one token stands for.
+        known: file of what was found before; made if it is not there.
     """
 
-    def __init__(self, model: str, *, window_s: float, tokens: float) -> None:
+    def __init__(self, model: str, *, window_s: float, tokens: float, known: Path) -> None:
         self.model = model
         self.window_s = window_s
         self.tokens = tokens
-        self.cost = StepCost(0.0, 0.0)
+        self.known = known
+        self.cost = FittedCost(StepCost(0.0, 0.0))
         self.time_scale = 1.0
         self.capacity: dict[str, float] = {}
         self.outputs: dict[tuple[Case, int, int], str] = {}
@@ -86,18 +97,32 @@ class Bench:
         Pauses are scaled so that they weigh against computing a full pool's tokens as on the
         paper's GPT-J-6B. What stock sustains is found in the simulator, with the time measured.
         """
-        gpu, (arm,) = PRESETS["6b"], choose_arms(["stock, prefix cache"])
-        assert gpu.pool_tokens is not None
-        case = Case(mixes[0], 1.0, 999)
-        size = self.size(case)
-        with open_engine(self.model, size, arm) as client:
-            arriving = self._arrivals(case, 4.0, 15.0)
-            play(client, arm, arriving, stop_s=15.0, seed=999)
-        self.cost = fit_step_cost(client.steps)
-        ours = self.cost.per_token_s * size.pool_tokens
-        self.time_scale = ours / (gpu.cost.per_token_s * gpu.pool_tokens)
-        for mix in mixes:
+        (arm,) = choose_arms(["stock, prefix cache"])
+        if self.known.exists():
+            known = json.loads(self.known.read_text())
+            self.cost = FittedCost(StepCost(**known["cost"]), known["per_request_s"])
+            self.time_scale, self.capacity = known["time_scale"], known["capacity"]
+        else:
+            self._measure_step(Case("trace", 1.0, 999), arm)
+        for mix in set(mixes) - set(self.capacity):
             self.capacity[mix] = self._sustained(Case(mix, 1.0, 999), arm)
+        known = {
+            **asdict(self.cost),
+            "time_scale": self.time_scale,
+            "capacity": self.capacity,
+        }
+        self.known.write_text(json.dumps(known))
+
+    def _measure_step(self, case: Case, arm: Arm) -> None:
+        gpu, size = PRESETS["6b"], self.size(case)
+        assert gpu.pool_tokens is not None
+        with open_engine(self.model, size, arm) as client:
+            # From an empty engine to more than it sustains, so that batches of all sizes are seen.
+            arriving = self._arrivals(case, 10.0, 15.0)
+            play(client, arm, arriving, stop_s=15.0, seed=case.seed)
+        self.cost = fit_step_cost(client.steps)
+        ours = self.cost.cost.per_token_s * size.pool_tokens
+        self.time_scale = ours / (gpu.cost.per_token_s * gpu.pool_tokens)
 
     def _sustained(self, case: Case, arm: Arm) -> float:
         def is_sustained(rate: float) -> bool:
@@ -108,6 +133,12 @@ class Bench:
 
         return sustained_rate(is_sustained, 0.25, 16.0)
 
+    @property
+    def copy_token_s(self) -> float:
+        """Seconds to copy a token to host memory: against computing it, what it is for 6B."""
+        gpu = PRESETS["6b"]
+        return self.cost.cost.per_token_s * gpu.copy_token_s / gpu.cost.per_token_s
+
     def size(self, case: Case) -> EngineSize:
         """Returns the size of the engine for a case."""
         context = mean_context(sample(case.mix)) / self.tokens
@@ -116,7 +147,7 @@ class Bench:
     def run(self, case: Case, arm: Arm) -> dict[str, float]:
         """Returns the measures of one arm in one case, run by a fresh engine."""
         size = self.size(case)
-        with open_engine(self.model, size, arm) as client:
+        with open_engine(self.model, size, arm, copy_token_s=self.copy_token_s) as client:
             run = self._play(client, case, arm)
             result = self._measure(run, size, client.num_computed_tokens)
             used = [step.cpu_s * 1e6 for step in client.steps if step.num_tokens]
@@ -129,13 +160,13 @@ class Bench:
         self._compare_outputs(case, run)
         return result
 
-    def simulate(self, case: Case, arm: Arm, cost: StepCost) -> dict[str, float]:
+    def simulate(self, case: Case, arm: Arm, cost: FittedCost) -> dict[str, float]:
         """Returns the measures of the same sessions with a pretended engine of that cost."""
         client = self._pretended(case, arm, cost)
         run = self._play(client, case, arm)
         return self._measure(run, self.size(case), client.engine.num_computed_tokens)
 
-    def _pretended(self, case: Case, arm: Arm, cost: StepCost) -> SimulatedClient:
+    def _pretended(self, case: Case, arm: Arm, cost: FittedCost) -> SimulatedClient:
         size = self.size(case)
         shape = EngineShape(
             num_blocks=size.num_blocks,
@@ -145,11 +176,14 @@ class Bench:
             max_model_len=size.max_model_len,
             prefix_caching=arm.prefix_caching,
             session_order=arm.settings is not None or arm.arrival_order,
-            cost=cost,
+            cost=cost.cost,
+            per_request_s=cost.per_request_s,
         )
-        key = f"{shape} {arm.settings}"
+        shape = replace(shape, link_bytes_per_s=link_bytes_per_s(shape, self.copy_token_s))
+        settings = settings_for(arm, shape)
+        key = f"{shape} {settings}"
         if key not in self._configs:
-            self._configs[key] = pretended_config(shape, arm.settings)
+            self._configs[key] = pretended_config(shape, settings)
         return SimulatedClient(shape, arm, self._configs[key])
 
     def _play(self, client: EngineClient | SimulatedClient, case: Case, arm: Arm) -> Run:
@@ -203,9 +237,13 @@ def make_cases(
 
 
 def run_all(bench: Bench, cases: Sequence[Case], arms: Sequence[Arm], out: Path) -> None:
-    """Runs every arm in every case, the arms of each second seed backwards."""
+    """Runs every arm in every case that is not in `out` yet, each second seed's arms backwards."""
+    names = [field.name for field in fields(Case)]
+    done = {(row["arm"], *(row[name] for name in names)) for row in read(out)}
     for case in cases:
         for arm in arms if case.seed % 2 == 0 else arms[::-1]:
+            if (arm.name, *astuple(case)) in done:
+                continue
             result = bench.run(case, arm)
             pretended = bench.simulate(case, arm, bench.cost)
             row = {
@@ -229,6 +267,7 @@ def main() -> None:
     parser.add_argument("--loads", type=float, nargs="+", help="shares of capacity; 0: closed loop")
     parser.add_argument("--seeds", type=int, nargs="+")
     parser.add_argument("--window", type=float, help="seconds in which sessions arrive")
+    parser.add_argument("--idle", type=int, help="seeds that also run with memory for everyone")
     parser.add_argument("--tokens", type=float, default=4.0, help="real tokens of one token")
     parser.add_argument("--out", type=Path, default=Path("kv_retention_cpu.jsonl"))
     options = parser.parse_args()
@@ -241,10 +280,11 @@ def main() -> None:
     window_s = options.window or (16.0 if is_quick else 60.0)
     with tempfile.TemporaryDirectory() as folder:
         save_model(Path(folder))
-        bench = Bench(folder, window_s=window_s, tokens=options.tokens)
+        known = options.out.with_suffix(".machine.json")
+        bench = Bench(folder, window_s=window_s, tokens=options.tokens, known=known)
         bench.calibrate(mixes)
         print(f"step {bench.cost}, pauses x {bench.time_scale:.3f}, capacity {bench.capacity}")
-        num_idle = 1 if is_quick else 2
+        num_idle = (1 if is_quick else 2) if options.idle is None else options.idle
         cases = make_cases(mixes=mixes, loads=loads, seeds=seeds, num_idle=num_idle)
         run_all(bench, cases, arms, options.out)
     print(f"{bench.num_compared} turns compared with another arm's, {bench.num_different} differ")

@@ -4,8 +4,9 @@
 
 Sessions arrive as a Poisson process (open loop) at shares of what stock vLLM with its prefix cache
 can do; each turn is a request, its tool takes the time that the trace says, and the next turn
-repeats the context. A step takes the time that a preset says. No model runs, and nothing is copied
-to host memory. --out gets a line of JSON a run, and a second call continues it; a table follows.
+repeats the context. A step takes the time that a preset says. No model runs, and copies to host
+memory take the time that they would, but copy nothing. --out gets a line of JSON a run, and a
+second call continues it; a table follows.
 """
 
 from __future__ import annotations
@@ -29,7 +30,9 @@ from adaseek_vllm.retention.simulator import (
     EngineShape,
     SimulatedEngine,
     SimulatedRequest,
+    block_bytes,
     pretended_config,
+    slot_bytes,
 )
 from adaseek_vllm.retention.waste import StepCost
 from arms import QUICK, choose_arms
@@ -59,18 +62,21 @@ class Preset:
     Args:
         cost: time of a step.
         pool_tokens: tokens of the KV cache; None for 16 contexts of the mix.
+        copy_token_s: seconds to copy one token's KV to host memory or back: the bytes of one GPU's
+            share over 25 GB/s, each way.
     """
 
     cost: StepCost
     pool_tokens: int | None
+    copy_token_s: float
 
 
 PRESETS = {
-    "6b": Preset(StepCost(fixed_s=0.010, per_token_s=0.0463e-3), 130_000),
-    "6b-small": Preset(StepCost(fixed_s=0.010, per_token_s=0.0463e-3), None),
-    "13b-tp2": Preset(StepCost(fixed_s=0.0154, per_token_s=0.0279e-3), 130_000),
+    "6b": Preset(StepCost(fixed_s=0.010, per_token_s=0.0463e-3), 130_000, 458_752 / 25e9),
+    "6b-small": Preset(StepCost(fixed_s=0.010, per_token_s=0.0463e-3), None, 458_752 / 25e9),
+    "13b-tp2": Preset(StepCost(fixed_s=0.0154, per_token_s=0.0279e-3), 130_000, 409_600 / 25e9),
     # Scaled from 13B by parameters over GPUs, and by the bytes read in a step.
-    "70b-tp4": Preset(StepCost(fixed_s=0.035, per_token_s=0.075e-3), 400_000),
+    "70b-tp4": Preset(StepCost(fixed_s=0.035, per_token_s=0.075e-3), 400_000, 81_920 / 25e9),
 }
 
 
@@ -90,7 +96,7 @@ class SimulatedClient:
     vocabulary = 50_000
 
     def __init__(self, shape: EngineShape, arm: Arm, config: Any) -> None:
-        self.engine = SimulatedEngine(shape, retention=arm.settings, config=config)
+        self.engine = SimulatedEngine(shape, retention=settings_for(arm, shape), config=config)
         self._arrival_order = arm.arrival_order
 
     @property
@@ -193,8 +199,9 @@ class Bench:
         return PRESETS[preset].pool_tokens or round(16 * mean_context(sample(mix)))
 
     def _shape(self, preset: str, mix: str, arm: Arm) -> EngineShape:
-        cost, scale = PRESETS[preset].cost, self.scale
-        return EngineShape(
+        machine, scale = PRESETS[preset], self.scale
+        cost = machine.cost
+        shape = EngineShape(
             num_blocks=self._pool(preset, mix) // BLOCK + 1,
             block_tokens=BLOCK // scale,
             max_num_seqs=256,
@@ -204,6 +211,8 @@ class Bench:
             session_order=arm.settings is not None or arm.arrival_order,
             cost=replace(cost, fixed_s=cost.fixed_s * scale, per_token_s=cost.per_token_s * scale),
         )
+        link = link_bytes_per_s(shape, machine.copy_token_s * scale)
+        return replace(shape, link_bytes_per_s=link)
 
     def _measure(self, case: Case, arm: Arm, rate: float, *, stop_s: float) -> dict[str, float]:
         shape = self._shape(case.preset, case.mix, arm)
@@ -227,15 +236,26 @@ class Bench:
         }
 
     def _config(self, shape: EngineShape, arm: Arm) -> Any:
-        key = f"{shape} {arm.settings}"
+        settings = settings_for(arm, shape)
+        key = f"{shape} {settings}"
         if key not in self._configs:
-            self._configs[key] = pretended_config(shape, arm.settings)
+            self._configs[key] = pretended_config(shape, settings)
         return self._configs[key]
 
     def _arrivals(self, case: Case, rate: float) -> list[Arrival]:
         scale = Scale(tokens=self.scale)
         agents = arrivals(case.mix, rate=rate, window_s=self.window_s, seed=case.seed, scale=scale)
         return with_one_shots(list(agents), per_agent=ONE_SHOTS, seed=case.seed, scale=scale)
+
+
+def settings_for(arm: Arm, shape: EngineShape) -> Mapping[str, object] | None:
+    """Returns an arm's settings for a pretended engine."""
+    return arm.settings_with(shape.num_blocks, slot_bytes(shape))
+
+
+def link_bytes_per_s(shape: EngineShape, copy_token_s: float) -> float:
+    """Returns the bandwidth that copies a pretended engine's tokens in that time each."""
+    return block_bytes(shape) / (shape.block_tokens * copy_token_s)
 
 
 def sustained_rate(is_sustained: Callable[[float], bool], low: float, high: float) -> float:

@@ -44,6 +44,7 @@ VOCABULARY = 160
 BLOCK, NUM_BLOCKS, MAX_LEN = 32, 40, 512
 # Two layers, keys and values, one head of 32 numbers of four bytes.
 BLOCK_BYTES = 2 * 2 * 32 * 4 * BLOCK
+HOST = {"policy": "host", "max_pinned_fraction": 0.9, "host_bytes": "64MiB"}
 ARMS: dict[str, object] = {
     "stock": None,
     "auto": "auto",
@@ -51,11 +52,12 @@ ARMS: dict[str, object] = {
     "soft": {"policy": "soft"},
     "drop": {"policy": "drop"},
     "infercept": {"policy": "infercept"},
-    "host": {"policy": "host", "max_pinned_fraction": 0.9, "host_bytes": "64MiB"},
+    "host": {**HOST, "prefetch": False},
+    "prefetch_host": {**HOST, "prefetch": True, "inflight_fraction": 0.5},
     "small_host": {"policy": "host", "max_pinned_fraction": 0.9, "host_bytes": 20 * BLOCK_BYTES},
     "slow_host": {"policy": "host", "host_bytes": "64MiB", "emulate_gbps": 0.002},
     "auto_host": {"policy": "auto", "host_bytes": "64MiB"},
-    "faulty_host": {"policy": "host", "max_pinned_fraction": 0.9, "host_bytes": "64MiB"},
+    "faulty_host": {**HOST, "prefetch": False},
 }
 FAIL_EVERY = {"faulty_host": 3}
 
@@ -152,6 +154,7 @@ def run_arm(
         "num_cached_tokens": num_cached,
         "num_resumed": retention.counts.num_resumed if retention else 0,
         "decisions": retention.counts.decisions if retention else {},
+        "prefetches": retention.counts.prefetches if retention else {},
         "num_loaded": retention.counts.num_resumed_loaded if retention else 0,
         "num_checked": copies.num_checked if copies else 0,
         "num_host_tokens": scheduler.retention_host.num_tokens if copies else 0,

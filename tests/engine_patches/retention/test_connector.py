@@ -16,7 +16,9 @@ from adaseek_vllm.retention.simulator import (
     EngineShape,
     SimulatedEngine,
     SimulatedRequest,
+    block_bytes,
     pretended_config,
+    slot_bytes,
 )
 from vllm.config import KVTransferConfig
 from vllm.v1.kv_cache_interface import FullAttentionSpec
@@ -73,10 +75,18 @@ def test_context_leaves_the_gpu_and_comes_back(make: Make) -> None:
     retention, host = engine.scheduler.retention, engine.scheduler.retention_host
     assert retention.num_held_blocks == 0
     assert host.num_tokens == 19 * BLOCK
-    assert len(retention.on_host) == 1
+    assert len(retention.prefetcher.on_host) == 1
     again = turn(engine, "s", follow(first))
     assert again.cached_tokens == 19 * BLOCK
     assert retention.counts.num_resumed_loaded == 1
+
+
+@pytest.mark.parametrize("block_tokens", [4, 16, 32])
+def test_bytes_of_a_copy_are_known_before_there_is_an_engine(block_tokens: int) -> None:
+    shape = EngineShape(num_blocks=41, block_tokens=block_tokens)
+    engine = SimulatedEngine(shape, retention={**HOST, "host_bytes": 9 * slot_bytes(shape)})
+    assert engine.scheduler.retention_host.block_bytes == block_bytes(shape)
+    assert engine.scheduler.retention_host.swap.pool.num_slots == 9
 
 
 def test_gpu_copy_is_used_while_it_is_there(make: Make) -> None:
@@ -178,6 +188,19 @@ def test_pool_is_bounded_and_the_longest_away_gives_way(make: Make) -> None:
     assert len(pool) <= pool.num_slots == 25
 
 
+def test_tenant_has_its_share_of_host_memory(make: Make) -> None:
+    engine = make({**HOST, "host_bytes": 40 * 4096, "tenant_fraction": 0.6})
+    pool = engine.scheduler.retention_host.swap.pool
+    for index in range(3):
+        turn(engine, f"mine-{index}", tokens(300, start=index), tenant="a")
+        crowd(engine)
+        assert 0 < pool.num_copies_of("a") <= 24
+    other = turn(engine, "yours", tokens(200, start=9), tenant="b")
+    crowd(engine)
+    assert pool.num_copies_of("a") == 24
+    assert turn(engine, "yours", follow(other), tenant="b").cached_tokens == 13 * BLOCK
+
+
 def test_copies_under_way_are_counted_in_and_out(make: Make) -> None:
     engine = make(HOST)
     seen: dict[str, Any] = {}
@@ -209,6 +232,44 @@ def test_outcome_of_a_resume_is_counted(
         crowd(engine)
     turn(engine, "s", [*follow(first)[:cut], 1, 2, 3])
     assert taken(engine)["counter"]["resumes"] == {outcome: 1.0}
+
+
+def test_waits_of_a_resume_are_counted(make: Make) -> None:
+    engine = make({"policy": "soft", "estimate": "hint"})
+    first = turn(engine, "s", tokens(300), hints={"kvret_tool": "t", "kvret_expect_s": 3.0})
+    assert "resume_ttft_seconds" not in taken(engine).get("histogram", {})
+    engine.now_s += 2.0
+    again = turn(engine, "s", follow(first))
+    assert again.first_token_s is not None
+    seen = taken(engine)["histogram"]
+    ttft_s = again.first_token_s - again.submitted_s
+    assert seen["resume_ttft_seconds"] == {"": [pytest.approx(ttft_s)]}
+    # It was away for two seconds and a step or so, not three.
+    assert seen["duration_abs_error_seconds"] == {"": [pytest.approx(1.0, abs=0.1)]}
+
+
+def test_turn_of_one_token_has_a_first_one_too(make: Make) -> None:
+    engine = make({"policy": "soft"})
+    first = turn(engine, "s", tokens(300))
+    engine.submit("last", follow(first), max_tokens=1, session="s")
+    assert engine.drain(max_steps=100)
+    (values,) = taken(engine)["histogram"]["resume_ttft_seconds"].values()
+    assert len(values) == 1
+    assert engine.scheduler.retention.unanswered == []
+
+
+def test_wait_for_memory_is_counted_once_it_is_over(make: Make) -> None:
+    engine = make({"policy": "soft"})
+    engine.submit("runs", tokens(400), max_tokens=100)
+    engine.step()
+    waits = engine.submit("waits", tokens(400, start=3), max_tokens=2)
+    for _ in range(20):
+        engine.step()
+    assert "admission_delay_seconds" not in taken(engine).get("histogram", {})
+    assert engine.drain(max_steps=500)
+    (values,) = taken(engine)["histogram"]["admission_delay_seconds"].values()
+    assert waits.first_token_s is not None
+    assert values == [pytest.approx(waits.first_token_s - waits.submitted_s, rel=0.2)]
 
 
 def test_reclaimed_blocks_are_counted_by_who_took_them(make: Make) -> None:

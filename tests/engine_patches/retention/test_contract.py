@@ -39,6 +39,8 @@ def parameters(function: Any) -> list[str]:
         (BlockPool.touch, ["self", "blocks"]),
         (BlockPool.free_blocks, ["self", "ordered_blocks"]),
         (BlockPool.get_num_free_blocks, ["self"]),
+        (BlockPool.get_new_blocks, ["self", "num_blocks"]),
+        (KVConnectorBase_V1.has_pending_block_frees, ["self"]),
         (FreeKVCacheBlockQueue.remove, ["self", "block"]),
         (FreeKVCacheBlockQueue.prepend_n, ["self", "blocks"]),
         (KVConnectorBase_V1.get_num_new_matched_tokens, ["self", "request", "num_computed_tokens"]),
@@ -59,6 +61,13 @@ def parameters(function: Any) -> list[str]:
 )
 def test_signatures(function: Any, expected: list[str]) -> None:
     assert parameters(function) == expected
+
+
+def test_blocks_are_published_by_request_and_range() -> None:
+    assert parameters(BlockPool.cache_full_blocks)[:7] == [
+        *("self", "request", "blocks", "num_cached_blocks", "num_full_blocks"),
+        *("block_size", "kv_cache_group_id"),
+    ]
 
 
 def test_slots_are_allocated_by_request_and_number() -> None:

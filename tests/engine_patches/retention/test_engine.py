@@ -20,7 +20,7 @@ import pytest
 
 NUM_TURNS = os.environ.get("ADASEEK_NUM_TURNS", "5")
 # `soft` and `drop` hold nothing; `auto` and `infercept` choose them, too.
-ARMS = "stock,auto,pin,infercept,host,small_host,slow_host,auto_host,faulty_host"
+ARMS = "stock,auto,pin,infercept,host,prefetch_host,small_host,slow_host,auto_host,faulty_host"
 NUM_ROUNDS = int(os.environ.get("ADASEEK_NUM_ROUNDS", "1"))
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(900 * NUM_ROUNDS)]
 
@@ -61,6 +61,16 @@ def test_contexts_come_back_from_host_memory_bit_for_bit(arms: dict[str, Any]) -
     assert arms["host"]["num_checked"] >= 3 * num_resumed
     assert arms["slow_host"]["num_loaded"] > 0
     assert 0 < arms["small_host"]["num_host_tokens"] <= 20 * 32
+
+
+def test_contexts_are_brought_back_ahead_of_their_turns(arms: dict[str, Any]) -> None:
+    """Answers are compared with stock's, and each copy back with its source, as in every arm.
+
+    Whether a turn comes in time to use one depends on the machine; see test_connector_prefetch.py.
+    """
+    assert sum(arms["prefetch_host"]["prefetches"].values()) > 0
+    assert arms["prefetch_host"]["num_checked"] > 0
+    assert not arms["host"]["prefetches"]
 
 
 def test_copies_that_fail_cost_time_and_no_answer(arms: dict[str, Any]) -> None:

@@ -48,6 +48,34 @@ def test_least_recently_used_gives_way_and_tails_before_heads() -> None:
     assert pool.num_ready(keys("xy")) == 1
 
 
+def test_tenant_at_its_limit_gives_up_its_own() -> None:
+    pool = HostPool(10, max_tenant_slots=3)
+    assert pool.num_slots_of("a") == 3
+    assert pool.num_slots_of("") == 10
+    assert len(pool.reserve(keys("abcd"), tenant="a")) == 3
+    # Nothing of it is written yet: nothing may give way.
+    assert pool.reserve(keys("e"), tenant="a") == []
+    pool.written(keys("abc"), is_good=True)
+    pool.used(keys("a"))
+    assert len(pool.reserve(keys("ef"), tenant="a")) == 2
+    assert pool.num_ready(keys("a")) == 1
+    assert pool.num_copies_of("a") == 3
+    # Others have the rest; those without a salt get what anybody gives up, too: the copy of a.
+    assert len(pool.reserve(keys("x"), tenant="b")) == 1
+    assert len(pool.reserve(keys("0123456789"))) == 7
+    assert pool.num_copies_of("a") == 2
+    pool.written(keys("efx0123456"), is_good=True)
+    pool.clear()
+    assert pool.num_copies_of("a") == pool.num_copies_of("b") == 0
+    assert pool.num_free == 10
+
+
+def test_tenant_that_may_have_nothing_gets_nothing() -> None:
+    pool = HostPool(10, max_tenant_slots=0)
+    assert pool.reserve(keys("a"), tenant="a") == []
+    assert len(pool.reserve(keys("a"))) == 1
+
+
 def test_what_is_read_or_written_does_not_give_way() -> None:
     pool = filled(2, "a")
     pool.read(keys("a"))

@@ -9,10 +9,11 @@ from __future__ import annotations
 import os
 import random
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pytest
+from adaseek_vllm.retention.sessions import Prefetch
 from adaseek_vllm.retention.settings import POLICIES
 from adaseek_vllm.retention.simulator import (
     EngineShape,
@@ -44,6 +45,8 @@ class Trace:
     open: list[tuple[str, int]] = field(default_factory=list)
     short_since: dict[str, float] = field(default_factory=dict)
     is_resetting: bool = False
+    is_returning: bool = False
+    num_acts: int = 0
 
     @property
     def scheduler(self) -> Any:
@@ -55,8 +58,12 @@ class Trace:
 
     def act(self) -> None:
         """Does one random thing."""
+        self.num_acts += 1
+        # In between there is calm, in which what was pushed out may come back.
+        is_calm = self.is_returning and self.num_acts % 40 > 20
+        weights = (1, 0, 16, 1, 0, 0, 2) if is_calm else (4, 2, 12, 2, 0.6, 0.3, 0)
         action = self.random.choices(
-            ("turn", "one_shot", "step", "wait", "abort", "reset"), (4, 2, 12, 2, 0.6, 0.3)
+            ("turn", "one_shot", "step", "wait", "abort", "reset", "return"), weights
         )[0]
         getattr(self, f"_{action}")()
 
@@ -67,6 +74,11 @@ class Trace:
                 break
             self._step()
         self._step()
+        for _ in range(3000):
+            if not self.num_bringing:
+                break
+            self._step()
+        assert not self.num_bringing, "a copy ahead of a turn never ends"
         assert not self.scheduler.has_unfinished_requests(), "requests are stuck"
         for name, num_tokens in self.open:
             request = self.engine.requests[name]
@@ -92,8 +104,15 @@ class Trace:
         assert len(host.swap.pool) == 0
         assert host.swap.pool.num_free == host.swap.pool.num_slots, "a slot leaked"
 
-    def _turn(self) -> None:
-        session = f"s{self.random.randrange(6)}"
+    def _return(self) -> None:
+        """Goes on with a session whose context is back, or on its way."""
+        known = [session for session in self.retention.sessions if session.key.name in self.last]
+        back = [s for s in known if s.prefetch in (Prefetch.COMING, Prefetch.HELD)]
+        if back:
+            self._turn(self.random.choice(back).key.name)
+
+    def _turn(self, session: str = "") -> None:
+        session = session or f"s{self.random.randrange(6)}"
         tenant = self.tenants.setdefault(session, self.random.choice(TENANTS))
         last = self.last.get(session)
         is_over = last is not None and len(last.prompt) + len(last.output) > self._most // 2
@@ -143,7 +162,7 @@ class Trace:
         self.is_resetting = True
         # vLLM refuses beside a connector that loads: blocks of loads, and of steps in flight, stay.
         keeps_blocks = self.scheduler.defer_block_free and self.engine.num_in_flight
-        is_held = self.scheduler.kv_holding_waiting or keeps_blocks
+        is_held = self.scheduler.kv_holding_waiting or keeps_blocks or self.num_bringing
         may_preempt = not is_held and self.random.random() < 0.5
         succeeded = self.scheduler.reset_prefix_cache(may_preempt)
         self.is_resetting = False
@@ -164,6 +183,7 @@ class Trace:
             expected.update(session.held)
         for _, blocks in self.scheduler.deferred_frees:
             expected.update(block.block_id for block in blocks if not block.is_null)
+        expected.update(self.retention.prefetcher.in_flight)
         pool = manager.block_pool
         actual = {block.block_id: block.ref_cnt for block in pool.blocks if not block.is_null}
         assert actual == {block: expected[block] for block in actual}
@@ -179,6 +199,10 @@ class Trace:
         if (host := self.scheduler.retention_host) is not None:
             swap = host.swap
             assert swap.num_in_flight <= swap.max_in_flight
+            prefetcher = self.retention.prefetcher
+            assert prefetcher.num_in_flight <= prefetcher.max_in_flight
+            for tenant in ("a", "b"):
+                assert swap.pool.num_copies_of(tenant) <= swap.pool.num_slots_of(tenant)
             assert len(swap.pool) + swap.pool.num_free == swap.pool.num_slots
 
     @property
@@ -187,8 +211,14 @@ class Trace:
         return self.engine.copies.num_loads if self.engine.copies is not None else 0
 
     @property
+    def num_bringing(self) -> int:
+        """Copies back ahead of turns that were begun and have not ended."""
+        host = self.scheduler.retention_host
+        return host.swap.num_bringing if host is not None else 0
+
+    @property
     def is_loading(self) -> bool:
-        """Whether copies are on their way back, for requests that wait or were aborted."""
+        """Whether copies are on their way back, for requests that wait, went, or are expected."""
         host = self.scheduler.retention_host
         return host is not None and host.swap.num_loading > 0
 
@@ -220,9 +250,11 @@ class Trace:
 
 def make_trace(seed: int, configs: dict[int, tuple[EngineShape, dict[str, object], Any]]) -> Trace:
     rng = random.Random(seed)
-    index = seed % CONFIGS
+    # Half of the traces bring contexts back from host memory ahead of their turns.
+    is_returning = seed // CONFIGS % 4 in (1, 2)
+    index = seed % CONFIGS + CONFIGS * is_returning
     if index not in configs:
-        configs[index] = make_config(random.Random(index))
+        configs[index] = make_config(random.Random(seed % CONFIGS), is_returning=is_returning)
     shape, settings, config = configs[index]
     fail_rate = rng.choice((0.0, 0.0, 0.3, 1.0))
     engine = SimulatedEngine(
@@ -231,13 +263,17 @@ def make_trace(seed: int, configs: dict[int, tuple[EngineShape, dict[str, object
         config=config,
         copy_fails=lambda number: random.Random(number).random() < fail_rate,
     )
-    trace = Trace(engine, rng)
+    trace = Trace(engine, rng, is_returning=is_returning)
+    if is_returning:
+        expect_anything(trace, random.Random(-seed))
     watch_preemptions(trace)
     watch_waits(trace)
     return trace
 
 
-def make_config(rng: random.Random) -> tuple[EngineShape, dict[str, object], Any]:
+def make_config(
+    rng: random.Random, *, is_returning: bool = False
+) -> tuple[EngineShape, dict[str, object], Any]:
     shape = EngineShape(
         num_blocks=rng.randint(12, 48),
         block_tokens=BLOCK,
@@ -264,16 +300,27 @@ def make_config(rng: random.Random) -> tuple[EngineShape, dict[str, object], Any
         "pin_aborted": rng.random() < 0.3,
         "max_sessions": rng.choice((2, 1000)),
         "estimate": rng.choice(("learned", "elapsed", "hint")),
+        "prefetch": rng.random() < 0.8,
     }
+    if is_returning:
+        shape = replace(shape, step_tokens=min(shape.step_tokens, 32))
+        settings |= {"prefetch": True, "inflight_fraction": rng.choice((0.2, 0.5))}
+        settings |= {"policy": rng.choice(("host", "auto")), "host_bytes": 100 * SLOT_BYTES}
     return shape, settings, pretended_config(shape, settings)
 
 
+def expect_anything(trace: Trace, rng: random.Random) -> None:
+    """Contexts come back ahead of their turns whether or not it pays, which is rare here."""
+    trace.retention.outlook.prefetch_gain = lambda *args, **kwargs: rng.choice((-1.0, *[1.0] * 9))
+
+
 def watch_preemptions(trace: Trace) -> None:
-    """No running request is preempted while anything is held."""
+    """No running request is preempted while anything is held, or comes back for nobody yet."""
     preempt = trace.scheduler._preempt_request
 
     def checked(*args: Any, **kwargs: Any) -> None:
-        assert trace.is_resetting or trace.retention.num_held_blocks == 0, "preempted beside a pin"
+        is_held = trace.retention.num_held_blocks or trace.num_bringing
+        assert trace.is_resetting or not is_held, "preempted beside a pin"
         preempt(*args, **kwargs)
 
     trace.scheduler._preempt_request = checked

@@ -24,7 +24,7 @@ def end_by_abort(engine: SimulatedEngine, *, text: str, stop: list[str], **optio
     """Runs a turn that vLLM's front end ends, as it does for a client that went or a stop text."""
     engine.submit("turn", PROMPT, max_tokens=100, session="s", **options)
     engine.scheduler.requests["turn"].sampling_params.stop = stop
-    engine.scheduler._answer_text = lambda token_ids: text
+    engine.scheduler.retention_turns.answer_text = lambda token_ids: text
     for _ in range(4):
         engine.step()
     engine.abort("turn")
@@ -33,7 +33,7 @@ def end_by_abort(engine: SimulatedEngine, *, text: str, stop: list[str], **optio
 
 def end_by_stop(engine: SimulatedEngine, *, text: str = "", **options: Any) -> None:
     """Runs a turn of one token, at which the engine stops."""
-    engine.scheduler._answer_text = lambda token_ids: text
+    engine.scheduler.retention_turns.answer_text = lambda token_ids: text
     engine.submit("turn", PROMPT, max_tokens=100, session="s", **options)
     engine.scheduler.requests["turn"].sampling_params.stop_token_ids = [TOKEN]
     assert engine.drain(max_steps=100)

@@ -1,0 +1,172 @@
+"""Contexts that come back to the GPU ahead of their turns, through vLLM's real schedulers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from adaseek_vllm.retention.simulator import EngineShape, SimulatedEngine, SimulatedRequest
+
+BLOCK, NUM_BLOCKS = 16, 81
+# A tool that takes long, and whose client says so.
+CALL = {"kvret_tool": "t", "kvret_expect_s": 30.0}
+Make = Callable[..., SimulatedEngine]
+
+
+@pytest.fixture(params=[False, True], ids=["sync", "async"])
+def make(request: pytest.FixtureRequest) -> Make:
+    """Makes an engine that copies every context out; a block takes five steps on its link."""
+
+    def engine(*, fails: Any = lambda _: False, **settings: object) -> SimulatedEngine:
+        shape = EngineShape(
+            num_blocks=NUM_BLOCKS,
+            step_tokens=64,
+            async_scheduling=request.param,
+            link_bytes_per_s=4096 / 0.05,
+        )
+        host = {"policy": "host", "host_bytes": "4MiB", "prefetch": True, "inflight_fraction": 0.5}
+        more = {"max_pinned_fraction": 1.0, "estimate": "hint", **settings}
+        return SimulatedEngine(shape, retention=host | more, copy_fails=fails)
+
+    return engine
+
+
+def tokens(count: int, *, start: int = 0) -> list[int]:
+    return [10 + (start * 97 + index) % 900 for index in range(count)]
+
+
+def turn(
+    engine: SimulatedEngine, session: str | None, prompt: list[int], **options: Any
+) -> SimulatedRequest:
+    name = f"{session}-{len(engine.requests)}"
+    request = engine.submit(name, prompt, max_tokens=20, session=session, **options)
+    assert engine.drain(max_steps=2000)
+    return request
+
+
+def follow(last: SimulatedRequest) -> list[int]:
+    return [*last.prompt, *last.output, *tokens(30, start=5)]
+
+
+def until_coming(engine: SimulatedEngine) -> SimulatedRequest:
+    """Pauses a session, lets others take its blocks, and stops when they begin to come back."""
+    first = turn(engine, "s", tokens(300), hints=CALL)
+    for index in range(20):
+        engine.submit(f"other-{index}", tokens(200, start=50 + index), max_tokens=20)
+        while engine.scheduler.has_unfinished_requests():
+            engine.step()
+            if swap(engine).num_bringing:
+                return first
+    raise AssertionError("nothing is brought back")
+
+
+def until_back(engine: SimulatedEngine) -> None:
+    """Steps until what is on its way has arrived."""
+    engine.submit("meanwhile", tokens(20, start=99), max_tokens=400)
+    for _ in range(300):
+        if not swap(engine).num_bringing:
+            break
+        engine.step()
+    engine.abort("meanwhile")
+    assert engine.drain(max_steps=300)
+
+
+def swap(engine: SimulatedEngine) -> Any:
+    return engine.scheduler.retention_host.swap
+
+
+def counts(engine: SimulatedEngine) -> Any:
+    return engine.scheduler.retention.counts
+
+
+def test_turn_finds_its_context_on_the_gpu(make: Make) -> None:
+    engine = make()
+    engine.scheduler.connector.read_stats = lambda: None
+    first = until_coming(engine)
+    until_back(engine)
+    assert engine.scheduler.retention.num_held_blocks == 19
+    again = turn(engine, "s", follow(first))
+    assert again.cached_tokens == 19 * BLOCK
+    assert counts(engine).num_resumed_loaded == 0
+    assert counts(engine).prefetches == {"hit": 1}
+    taken = engine.scheduler.retention_meter.take({})["counter"]
+    assert taken["resumes"] == {"prefetched": 1.0}
+    assert taken["prefetch"] == {"hit": 1.0}
+
+
+def test_without_it_the_turn_waits_for_the_copy(make: Make) -> None:
+    engine = make(prefetch=False)
+    with pytest.raises(AssertionError, match="nothing is brought back"):
+        until_coming(engine)
+    first = engine.requests["s-0"]
+    again = turn(engine, "s", follow(first))
+    assert again.cached_tokens == 19 * BLOCK
+    assert counts(engine).num_resumed_loaded == 1
+
+
+def test_turn_that_comes_too_early_waits_for_what_is_on_its_way(make: Make) -> None:
+    engine = make()
+    first = until_coming(engine)
+    num_loads = engine.copies.num_loads if engine.copies else 0
+    again = turn(engine, "s", follow(first))
+    assert again.cached_tokens == 19 * BLOCK
+    assert counts(engine).prefetches == {"late": 1}
+    assert engine.copies is not None
+    # Nothing was copied twice.
+    assert engine.copies.num_loads <= num_loads + 1
+    assert counts(engine).num_resumed_loaded == 0
+
+
+def test_who_lacks_memory_gets_it_and_nobody_is_preempted(make: Make) -> None:
+    engine = make()
+    until_coming(engine)
+    wants_all = engine.submit("all", tokens(1200, start=7), max_tokens=40)
+    assert engine.drain(max_steps=3000)
+    assert wants_all.is_finished
+    assert engine.num_preemptions == 0
+    assert counts(engine).prefetches == {"wasted": 1}
+    assert engine.scheduler.retention.num_held_blocks == 0
+    assert engine.scheduler.kv_cache_manager.block_pool.get_num_free_blocks() == NUM_BLOCKS - 1
+
+
+def test_copy_that_fails_costs_time_and_no_answer(make: Make) -> None:
+    # What was copied out is good; every copy back fails.
+    engine = make(fails=lambda number: swap(engine).job(number).is_back)
+    first = until_coming(engine)
+    again = turn(engine, "s", follow(first))
+    assert again.cached_tokens < 19 * BLOCK
+    assert "hit" not in counts(engine).prefetches
+    assert len(again.output) == 20
+
+
+def test_reset_forgets_what_is_on_its_way(make: Make) -> None:
+    engine = make()
+    first = until_coming(engine)
+    engine.scheduler.reset_prefix_cache()
+    until_back(engine)
+    assert engine.scheduler.reset_prefix_cache()
+    assert len(swap(engine).pool) == 0
+    assert turn(engine, "s", follow(first)).cached_tokens == 0
+
+
+def test_turn_that_diverges_computes_its_own(make: Make) -> None:
+    engine = make()
+    until_coming(engine)
+    again = turn(engine, "s", tokens(300, start=3))
+    assert again.cached_tokens == 0
+    until_back(engine)
+    assert engine.scheduler.retention.num_held_blocks <= 20
+    engine.scheduler.retention.release_all()
+    assert engine.scheduler.kv_cache_manager.block_pool.get_num_free_blocks() == NUM_BLOCKS - 1
+
+
+def test_client_that_goes_while_its_turn_waits_leaks_nothing(make: Make) -> None:
+    engine = make()
+    first = until_coming(engine)
+    engine.submit("next", follow(first), max_tokens=4, session="s")
+    engine.step()
+    engine.abort("next")
+    until_back(engine)
+    assert engine.scheduler.retention.num_held_blocks == 0
+    assert engine.scheduler.kv_cache_manager.block_pool.get_num_free_blocks() == NUM_BLOCKS - 1
