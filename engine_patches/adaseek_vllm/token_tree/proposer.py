@@ -6,15 +6,17 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
 from adaseek_vllm.config import FeatureSettingsError
 from adaseek_vllm.token_tree.cost import StepCost
 from adaseek_vllm.token_tree.drafts.config import DraftError
 from adaseek_vllm.token_tree.guesses import Guesses, likeliest_chain, merged, selected
 from adaseek_vllm.token_tree.settings import FLAG, TreeSettings
-from adaseek_vllm.token_tree.sources import BatchDraftSource, DraftRequest, DraftSource
+from adaseek_vllm.token_tree.sources import (
+    BatchDraftSource,
+    DraftRequest,
+    DraftSource,
+    VerifiedRows,
+)
 from adaseek_vllm.token_tree.tree import ROOT, TreeTokens
 
 __all__ = ["TreeProposer"]
@@ -79,11 +81,11 @@ class TreeProposer:
             return source.draft_batch(requests, limit, cost)
         return [source.draft(request, limit) for request in requests]
 
-    def learn(self, tokens: NDArray[np.int64], successors: NDArray[np.int64]) -> None:
-        """Passes on what the target found likely after verified rows, [rows, num_successors]."""
+    def learn(self, rows: VerifiedRows) -> None:
+        """Passes on what the target found likely after a step's rows."""
         for source in self.sources:
             if source.num_successors:
-                source.learn(tokens, successors[:, : source.num_successors])
+                source.learn(rows)
 
     def credit(self, request_id: str, tokens: Sequence[int]) -> dict[str, int]:
         """Returns source -> how many of the accepted tokens it had guessed in its last draft."""

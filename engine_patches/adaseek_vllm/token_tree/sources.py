@@ -14,7 +14,7 @@ from adaseek_vllm.token_tree.guesses import Guesses
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["BatchDraftSource", "DraftRequest", "DraftSource"]
+__all__ = ["BatchDraftSource", "DraftRequest", "DraftSource", "VerifiedRows"]
 
 
 @dataclass(frozen=True)
@@ -33,6 +33,20 @@ class DraftRequest:
     """Position of the first of them."""
 
 
+@dataclass(frozen=True)
+class VerifiedRows:
+    """What the target found likely after the rows of a step, accepted or not."""
+
+    tokens: NDArray[np.int64]
+    """[rows]"""
+    previous: NDArray[np.int64]
+    """The token before each row's, along its branch; -1 where a text begins. [rows]"""
+    successors: NDArray[np.int64]
+    """The likeliest next tokens, best first, [rows, num_successors]."""
+    said: NDArray[np.int64]
+    """The token that was emitted after a row; -1 off the accepted path. [rows]"""
+
+
 class DraftSource(Protocol):
     """One way to guess what comes next."""
 
@@ -45,8 +59,8 @@ class DraftSource(Protocol):
         """Returns at most `max_nodes` guesses about what follows `request.tokens`."""
         ...
 
-    def learn(self, tokens: NDArray[np.int64], successors: NDArray[np.int64]) -> None:
-        """Learns from verified rows: after `tokens[i]` the likeliest were `successors[i]`."""
+    def learn(self, rows: VerifiedRows) -> None:
+        """Learns from the rows of a step; at least `num_successors` successors are there."""
         ...
 
     def forget(self, request_id: str) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 from adaseek_vllm.token_tree.recycling import RecyclingSource
-from adaseek_vllm.token_tree.sources import DraftRequest
+from adaseek_vllm.token_tree.sources import DraftRequest, VerifiedRows
 from adaseek_vllm.token_tree.suffix import SuffixSource
 
 
@@ -50,12 +50,18 @@ def test_suffix_looks_at_no_other_request_and_forgets_ended_ones() -> None:
     assert len(source.draft(request(1, 2), 9).tree) == 0
 
 
-def learned(*rows: tuple[int, list[int]]) -> RecyclingSource:
+def rows(token: int, successors: list[int], *, previous: int = 0, said: int = -1) -> VerifiedRows:
+    """One verified row, its successors filled up with others."""
+    padded = [*successors, *range(900, 900 + RecyclingSource.num_successors - len(successors))]
+    fields = ([token], [previous], [padded], [said])
+    return VerifiedRows(*(np.array(field) for field in fields))
+
+
+def learned(*verified: tuple[int, list[int]]) -> RecyclingSource:
+    """Learned from rows whose best successor was said."""
     source = RecyclingSource()
-    width = source.num_successors
-    for token, successors in rows:
-        padded = [*successors, *range(900, 900 + width - len(successors))]
-        source.learn(np.array([token]), np.array([padded]))
+    for token, successors in verified:
+        source.learn(rows(token, successors, said=successors[0]))
     return source
 
 
@@ -79,18 +85,62 @@ def test_recycling_of_an_unknown_token_guesses_nothing() -> None:
 
 def test_recycling_learns_which_ranks_come_true() -> None:
     always_second = learned((1, [2, 3]), *[(1, [3, 2]), (1, [2, 3])] * 300)
-    (first, *_rest) = always_second.draft(request(1), 2).probabilities
+    (first, *_rest) = always_second.draft(request(0, 1), 2).probabilities
     never_changing = learned(*[(1, [2, 3])] * 300)
-    assert never_changing.draft(request(1), 1).probabilities[0] > 0.5
+    assert never_changing.draft(request(0, 1), 1).probabilities[0] > 0.5
     # The remembered second rank came true each time, and is guessed first.
-    assert always_second.draft(request(1), 1).tree.tokens == (3,)
+    assert always_second.draft(request(0, 1), 1).tree.tokens == (3,)
     assert first > 0.5
 
 
 def test_recycling_learns_nothing_from_no_rows() -> None:
     source = RecyclingSource()
-    source.learn(np.empty(0, dtype=np.int64), np.empty((0, source.num_successors), dtype=np.int64))
+    none = np.empty(0, dtype=np.int64)
+    source.learn(VerifiedRows(none, none, none.reshape(0, source.num_successors), none))
     assert len(source.draft(request(1), 4).tree) == 0
+
+
+def test_recycling_prefers_what_followed_the_pair() -> None:
+    source = RecyclingSource()
+    for previous, successor in ((1, 3), (2, 4)):
+        source.learn(rows(9, [successor], previous=previous))
+    assert source.draft(request(1, 9), 1).tree.tokens == (3,)
+    assert source.draft(request(2, 9), 1).tree.tokens == (4,)
+    # A pair that was never seen: what followed the token last.
+    assert source.draft(request(5, 9), 1).tree.tokens == (4,)
+
+
+def test_recycling_judges_no_row_off_the_path() -> None:
+    source, chance = RecyclingSource(), lambda: source.draft(request(0, 1), 1).probabilities[0]
+    source.learn(rows(1, [2]))
+    before = chance()
+    source.learn(rows(1, [2]))
+    assert chance() == before
+    source.learn(rows(1, [2], said=2))
+    assert chance() > before
+
+
+def test_suffix_learns_how_often_a_match_goes_on() -> None:
+    def chance_after(*said: int) -> float:
+        source, text = SuffixSource(), [1, 2, 3, 4, 1, 2]
+        for number in range(200):
+            source.draft(request(*text, name=str(number)), 1)
+            source.draft(request(*text, *said, name=str(number)), 1)
+        return source.draft(request(*text, name="new"), 1).probabilities[0]
+
+    assert chance_after(3) > 0.9
+    assert chance_after(9) < 0.2
+
+
+def test_suffix_learns_how_well_one_request_repeats_itself() -> None:
+    source, tokens = SuffixSource(), [1, 2, 3, 4, 1, 2]
+    for new in (100, 101, 102):
+        source.draft(request(*tokens), 1)
+        # What follows the pair is another token each time.
+        tokens += [new, 1, 2]
+    (own,) = source.draft(request(*tokens), 1).probabilities
+    (unjudged,) = source.draft(request(*tokens, name="b"), 1).probabilities
+    assert own < 0.8 * unjudged
 
 
 def test_number_of_guesses_is_bounded() -> None:
