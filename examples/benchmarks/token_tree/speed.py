@@ -33,6 +33,8 @@ from adaseek_vllm.flags import with_features
 from vllm.platforms import current_platform
 from workloads import WORKLOADS, Task, tasks
 
+# vLLM replaces the function when its first engine starts.
+set_num_threads, NUM_THREADS = torch.set_num_threads, torch.get_num_threads()
 BLOCKS_PER_REQUEST = 24
 MAX_MODEL_LEN = 2048
 STOCK = "none"
@@ -110,6 +112,8 @@ class Arm:
         for name, prompt, one in zip(ids, prompts, params, strict=True):
             engine.add_request(name, {"prompt_token_ids": prompt}, one)
         while engine.has_unfinished_requests():
+            # vLLM's n-gram drafts leave OpenMP with one thread (numba 0.65), for all arms here.
+            set_num_threads(NUM_THREADS)
             for output in engine.step():
                 if output.request_id not in outputs:
                     first_s = time.perf_counter() - began_s
