@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-from heapq import heappop, heappush
-from itertools import count
+from collections.abc import Iterable
 from typing import overload
 
 import numpy as np
 from numpy.typing import NDArray
 
-from adaseek_vllm.token_tree.guesses import Guesses
+from adaseek_vllm.token_tree.guesses import Continue
 from adaseek_vllm.token_tree.sources import DraftRequest, VerifiedRows
-from adaseek_vllm.token_tree.tree import ROOT
 
 __all__ = ["RecyclingSource"]
 
-_MIN_PROBABILITY = 0.02
 _MEMORY = 1.0 / 500.0
 """Weight of one more row in the learned chances of the ranks."""
 _NUM_PAIRS = 1 << 17
@@ -76,25 +73,15 @@ class RecyclingSource:
         self._pairs = _Memory(_NUM_PAIRS, self.num_successors, 0.5)
         self._singles = _Memory(_NUM_PAIRS, self.num_successors, 0.3)
 
-    def draft(self, request: DraftRequest, max_nodes: int) -> Guesses:
-        """Returns the likeliest paths along remembered successors, best first."""
-        guesses, numbers = Guesses(), count()
-        # (-probability, number, parent, token before, token)
-        frontier: list[tuple[float, int, int, int, int]] = []
+    def begin(self, request: DraftRequest) -> Continue:
+        """Returns a look-up of what the target found likely after a path's last two tokens."""
+        before = (-1, *request.tokens[-2:].tolist())[-2:]
 
-        def push(parent: int, previous: int, token: int, probability: float) -> None:
-            after, chances = self._after(previous, token)
-            for successor, chance in zip(after, chances, strict=False):
-                if probability * chance >= _MIN_PROBABILITY:
-                    entry = (-probability * chance, next(numbers), parent, token, successor)
-                    heappush(frontier, entry)
+        def after(path: tuple[int, ...]) -> Iterable[tuple[int, float]]:
+            previous, token = (*before, *path[-2:])[-2:]
+            return self._after(previous, token)
 
-        previous, last = (-1, *request.tokens[-2:].tolist())[-2:]
-        push(ROOT, previous, last, 1.0)
-        while frontier and len(guesses.tree) < max_nodes:
-            negative, _, parent, before, token = heappop(frontier)
-            push(guesses.add(parent, token, -negative), before, token, -negative)
-        return guesses
+        return after
 
     def learn(self, rows: VerifiedRows) -> None:
         """Remembers the rows' successors and learns how well the remembered ones did."""
@@ -111,13 +98,11 @@ class RecyclingSource:
     def forget(self, request_id: str) -> None:
         """Keeps everything: a token's successors belong to no request."""
 
-    def _after(self, previous: int, token: int) -> tuple[list[int], list[float]]:
-        """Successors of a token and their chances."""
+    def _after(self, previous: int, token: int) -> Iterable[tuple[int, float]]:
         for memory, key in ((self._pairs, (previous << 32) | token), (self._singles, token)):
             if (found := memory.find(key)) is not None:
-                chances: list[float] = memory.chances.tolist()
-                return found, chances
-        return [], []
+                return zip(found, memory.chances.tolist(), strict=True)
+        return ()
 
 
 @overload

@@ -5,12 +5,9 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from heapq import heappop, heappush
-from itertools import count
 
-from adaseek_vllm.token_tree.guesses import Guesses
+from adaseek_vllm.token_tree.guesses import Continue
 from adaseek_vllm.token_tree.sources import DraftRequest, VerifiedRows
-from adaseek_vllm.token_tree.tree import ROOT
 
 __all__ = ["SuffixSource"]
 
@@ -18,13 +15,13 @@ _KEY_TOKENS = (4, 2, 1)
 """A place counts as alike if so many last tokens are the same; the most that any place has."""
 _MAX_PLACES = 24
 _MAX_MATCH = 16
-_MIN_PROBABILITY = 0.04
 _PRIOR = 4.0
 """Guesses that what is assumed of a match's length counts as."""
 _PRIOR_OF_REQUEST = 4.0
 """Hits that what is known of all requests counts as for one of them."""
-_MIN_SKILL, _MIN_CHANCE = 0.25, 0.17
-"""Their product is above `_MIN_PROBABILITY`: without a guess nothing could be learned of it."""
+_MAX_CHANCE = 0.99
+_MIN_SKILL, _MIN_CHANCE = 0.25, 0.1
+"""Without a guess, nothing could be learned of it."""
 _MEMORY = 300.0
 """Guesses after which an older one counts 1/e."""
 
@@ -61,18 +58,20 @@ class _Text:
                 if len(self.tokens) >= length:
                     self._ends[tuple(self.tokens[-length:])].append(len(self.tokens))
 
-    def places(self) -> list[tuple[int, int]]:
-        """(position after it, tokens in common) of the latest earlier places like the end."""
+    def places(self, path: tuple[int, ...]) -> list[tuple[int, int]]:
+        """(position after it, tokens in common) of the latest places like the end of a path."""
+        end = (*self.tokens[-_MAX_MATCH:], *path)[-_MAX_MATCH:]
         for length in _KEY_TOKENS:
-            ends = self._ends.get(tuple(self.tokens[-length:]), [])
-            if earlier := [end for end in ends[-_MAX_PLACES - 1 :] if end < len(self.tokens)]:
-                return [(end, self._match(end, length)) for end in earlier]
+            ends = self._ends.get(end[-length:], [])[-_MAX_PLACES - 1 :]
+            # The text's own end has nothing after it.
+            if earlier := [at for at in ends if at < len(self.tokens)]:
+                return [(at, self._match(at, end, min(length, len(end)))) for at in earlier]
         return []
 
-    def _match(self, end: int, length: int) -> int:
-        """How many tokens before `end` equal the last ones, of which `length` are known to."""
-        longest = min(_MAX_MATCH, end)
-        while length < longest and self.tokens[end - length - 1] == self.tokens[-length - 1]:
+    def _match(self, at: int, end: tuple[int, ...], length: int) -> int:
+        """How many tokens before `at` equal the last ones, of which `length` are known to."""
+        tokens, longest = self.tokens, min(len(end), at)
+        while length < longest and tokens[at - length - 1] == end[-length - 1]:
             length += 1
         return length
 
@@ -82,9 +81,8 @@ class _Known:
     """What is kept of one request."""
 
     text: _Text = field(default_factory=_Text)
-    guesses: Guesses = field(default_factory=Guesses)
-    match: int = 0
-    """Tokens in common when they were made."""
+    asked: dict[tuple[int, ...], tuple[int, set[int]]] = field(default_factory=dict)
+    """Path -> tokens in common and what was guessed after it, in the last step."""
     hits: float = 0.0
     expected: float = 0.0
     """Of its own guesses, how many came true and how many should have."""
@@ -112,58 +110,37 @@ class SuffixSource:
         self._requests: dict[str, _Known] = {}
         self._chances = _Chances()
 
-    def draft(self, request: DraftRequest, max_nodes: int) -> Guesses:
-        """Returns continuations of earlier places, longer matches weighing more."""
+    def begin(self, request: DraftRequest) -> Continue:
+        """Returns a look-up of how the request's own text went on after a path's last tokens."""
         known = self._requests.setdefault(request.request_id, _Known())
         new = request.tokens[len(known.text.tokens) :].tolist()
         self._judge(known, new)
         known.text.extend(new)
-        places = known.text.places()
-        known.guesses = Guesses()
-        if places:
-            known.match = max(match for _, match in places)
-            self._grow(known, {end: 2.0**match for end, match in places}, max_nodes)
-        return known.guesses
+        known.asked = {}
+        return lambda path: self._after(known, path)
 
     def _judge(self, known: _Known, said: Sequence[int]) -> None:
-        """Learns how the last guesses did, as far down as they were right."""
-        tree, node = known.guesses.tree, ROOT
-        parents = set(tree.parents)
+        """Learns how the last guesses did, as far down as the path was looked at."""
         for depth, token in enumerate(said):
-            if node not in parents:
-                return
-            match, child = known.match + depth, tree.child(node, token)
-            known.expected += self._chances(match)
-            known.hits += child is not None
-            self._chances.count(match, child is not None)
-            if child is None:
-                return
-            node = child
+            if (asked := known.asked.get(tuple(said[:depth]))) is not None:
+                match, guessed = asked
+                known.expected += self._chances(match)
+                known.hits += token in guessed
+                self._chances.count(match, token in guessed)
 
-    def _grow(self, known: _Known, weights: dict[int, float], max_nodes: int) -> None:
-        """Adds the likeliest continuations of the places in `weights`, best first."""
-        guesses, tokens, skill = known.guesses, known.text.tokens, known.skill
-        numbers = count()
-        # (-probability, number, parent, token, depth of the parent, places that go on like this)
-        frontier: list[tuple[float, int, int, int, int, list[int]]] = []
-
-        def push(parent: int, depth: int, ends: Iterable[int], probability: float) -> None:
-            # The longer the match, the less often the text turns away from it.
-            chance = probability * min(0.99, skill * self._chances(known.match + depth))
-            after: defaultdict[int, list[int]] = defaultdict(list)
-            for end in ends:
-                if end + depth < len(tokens):
-                    after[tokens[end + depth]].append(end)
-            total = sum(weights[end] for found in after.values() for end in found)
-            for token, found in after.items():
-                path = chance * sum(weights[end] for end in found) / total
-                if path >= _MIN_PROBABILITY:
-                    heappush(frontier, (-path, next(numbers), parent, token, depth, found))
-
-        push(ROOT, 0, weights, 1.0)
-        while frontier and len(guesses.tree) < max_nodes:
-            negative, _, parent, token, depth, ends = heappop(frontier)
-            push(guesses.add(parent, token, -negative), depth + 1, ends, -negative)
+    def _after(self, known: _Known, path: tuple[int, ...]) -> Iterable[tuple[int, float]]:
+        """Continuations of earlier places, longer matches weighing more."""
+        places, tokens = known.text.places(path), known.text.tokens
+        if not places:
+            return ()
+        weights: defaultdict[int, float] = defaultdict(float)
+        for at, match in places:
+            weights[tokens[at]] += 2.0**match
+        longest, total = max(match for _, match in places), sum(weights.values())
+        known.asked[path] = longest, set(weights)
+        # The longer the match, the less often the text turns away from it.
+        chance = min(_MAX_CHANCE, known.skill * self._chances(longest))
+        return [(token, chance * weight / total) for token, weight in weights.items()]
 
     def learn(self, rows: VerifiedRows) -> None:
         """Learns nothing: the text is all there is."""
