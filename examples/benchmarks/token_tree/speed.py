@@ -30,6 +30,7 @@ os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")
 import torch
 import vllm
 from adaseek_vllm.flags import with_features
+from adaseek_vllm.token_tree.stats import TreeStats
 from vllm.platforms import current_platform
 from workloads import WORKLOADS, Task, tasks
 
@@ -83,6 +84,8 @@ class Answered:
     first_s: float
     """Until the last request had its first token."""
     num_steps: int
+    stats: TreeStats
+    """Empty unless the arm has trees."""
 
 
 class Arm:
@@ -97,16 +100,22 @@ class Arm:
             share_weights(self.runner.model, donor.runner.model)
         self.num_steps, self._execute, self._number = 0, self.runner.execute_model, 0
         self.runner.execute_model = self._counted
+        self.stats = TreeStats()
+        if (metrics := getattr(self.runner, "_metrics", None)) is not None:
+            metrics.add = self._keep
         gc.collect()
 
     def _counted(self, *args: Any, **kwargs: Any) -> Any:
         self.num_steps += 1
         return self._execute(*args, **kwargs)
 
+    def _keep(self, stats: TreeStats) -> None:
+        self.stats.merge(stats)
+
     def answer(self, prompts: list[list[int]], params: list[Any]) -> Answered:
         """Answers all prompts as one batch."""
         engine, outputs, first_s = self.llm.llm_engine, dict[str, Any](), 0.0
-        self.num_steps, began_s = 0, time.perf_counter()
+        self.num_steps, self.stats, began_s = 0, TreeStats(), time.perf_counter()
         ids = [str(self._number + at) for at in range(len(prompts))]
         self._number += len(prompts)
         for name, prompt, one in zip(ids, prompts, params, strict=True):
@@ -121,7 +130,8 @@ class Arm:
         seconds = time.perf_counter() - began_s
         found = [outputs[name].outputs[0] for name in ids]
         tokens = [list(one.token_ids) for one in found]
-        return Answered(tokens, [one.text for one in found], seconds, first_s, self.num_steps)
+        texts = [one.text for one in found]
+        return Answered(tokens, texts, seconds, first_s, self.num_steps, self.stats)
 
 
 def share_weights(model: torch.nn.Module, donor: torch.nn.Module) -> None:
@@ -191,6 +201,10 @@ def run_unit(
                     "steps": one.num_steps,
                     "prompt_tokens": [len(prompt) for prompt in prompts],
                     "tokens": one.tokens,
+                    "nodes": one.stats.num_nodes,
+                    "predicted": one.stats.num_predicted,
+                    "cost_error": round(one.stats.cost_error, 4),
+                    "parts": {part: round(s, 4) for part, s in one.stats.seconds.items()},
                 }
             )
     return records

@@ -12,7 +12,7 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -29,7 +29,11 @@ class Totals:
     tokens: int = 0
     decode_s: float = 0.0
     steps: int = 0
+    nodes: int = 0
+    predicted: int = 0
+    cost_error: float = 0.0
     answers: list[list[int]] = field(default_factory=list)
+    parts: Counter[str] = field(default_factory=Counter)
 
     def add(self, record: Mapping[str, Any]) -> None:
         self.seconds += record["seconds"]
@@ -37,6 +41,16 @@ class Totals:
         self.steps += record["steps"]
         self.tokens += sum(map(len, record["tokens"]))
         self.answers += record["tokens"]
+        self.nodes += record.get("nodes", 0)
+        self.predicted += record.get("predicted", 0)
+        self.cost_error += record.get("cost_error", 0.0)
+        self.parts.update(record.get("parts", {}))
+
+    def merge(self, other: Totals) -> None:
+        for name in ("seconds", "decode_s", "tokens", "steps", "nodes", "predicted", "cost_error"):
+            setattr(self, name, getattr(self, name) + getattr(other, name))
+        self.answers = self.answers + other.answers
+        self.parts.update(other.parts)
 
     @property
     def rate(self) -> float:
@@ -100,22 +114,34 @@ def table(units: Units, other: str) -> list[str]:
 def details(units: Units) -> list[str]:
     """Lines of a table: an arm's rates over everything, tokens per step and equal answers."""
     lines = [
-        "| arm | tokens/s | decoding only | tokens per step | equal answers |",
-        "|---|---|---|---|---|",
+        "| arm | tokens/s | decoding only | tokens per step | equal answers | nodes per step "
+        "| step cost off by | ms per step: draft, learn, walk, move |",
+        "|---|---|---|---|---|---|---|---|",
     ]
     for arm in dict.fromkeys(arm for told in units.values() for arm in told):
         total, equal = Totals(), 0
         for told in units.values():
             one, stock = told[arm], told[STOCK]
             equal += sum(a == b for a, b in zip(one.answers, stock.answers, strict=True))
-            for name in ("seconds", "tokens", "decode_s", "steps"):
-                setattr(total, name, getattr(total, name) + getattr(one, name))
-            total.answers += one.answers
+            total.merge(one)
         lines.append(
             f"| {arm} | {total.rate:.1f} | {total.decode_rate:.1f} | "
-            f"{total.tokens / total.steps:.2f} | {equal} of {len(total.answers)} |"
+            f"{total.tokens / total.steps:.2f} | {equal} of {len(total.answers)} | "
+            f"{of_trees(total)} |"
         )
     return lines
+
+
+def of_trees(total: Totals) -> str:
+    """The cells that only an arm with trees has."""
+    if not total.predicted:
+        return "| |"
+    parts = ", ".join(
+        f"{1e3 * total.parts[part] / total.steps:.2f}"
+        for part in ("draft", "learn", "walk", "move")
+    )
+    error = total.cost_error / total.predicted
+    return f"{total.nodes / total.steps:.1f} | {100 * error:.0f}% | {parts}"
 
 
 def main() -> None:
