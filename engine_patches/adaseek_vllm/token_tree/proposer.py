@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ from adaseek_vllm.config import FeatureSettingsError
 from adaseek_vllm.token_tree.cost import StepCost
 from adaseek_vllm.token_tree.drafts.config import DraftError
 from adaseek_vllm.token_tree.guesses import (
+    Continue,
     Grown,
     Guesses,
     continued,
@@ -18,6 +19,7 @@ from adaseek_vllm.token_tree.guesses import (
     likeliest_chain,
     selected,
 )
+from adaseek_vllm.token_tree.hit_rates import HitRates
 from adaseek_vllm.token_tree.settings import FLAG, TreeSettings
 from adaseek_vllm.token_tree.sources import (
     BatchDraftSource,
@@ -43,6 +45,7 @@ class TreeProposer:
             self.sources += _draft_models(self.settings, vllm_config.model_config)
         self.step_cost = StepCost()
         self._guessed: dict[str, Grown] = {}
+        self._hit_rates = HitRates()
 
     @property
     def num_successors(self) -> int:
@@ -87,10 +90,17 @@ class TreeProposer:
         for index, request in enumerate(requests):
             after = {name: continued(of_requests[index]) for name, of_requests in trees}
             after |= {name: source.begin(request) for name, source in paths}
-            found = self._guessed[request.request_id] = grown(after, self.settings.num_nodes)
-            guesses.append(found.guesses)
+            guesses.append(self._grown(request, after))
         is_chain = self.settings.shape == "chain"
         return [likeliest_chain(one) for one in guesses] if is_chain else guesses
+
+    def _grown(self, request: DraftRequest, after: Mapping[str, Continue]) -> Guesses:
+        """Grows a request's tree, after learning from what was said since its last one."""
+        if (last := self._guessed.get(request.request_id)) is not None:
+            self._hit_rates.learn(last.guesses, request.tokens[-request.num_new_tokens :].tolist())
+        found = grown(after, self.settings.num_nodes)
+        self._guessed[request.request_id] = found
+        return self._hit_rates.corrected(found.guesses)
 
     def _trees_of(self, source: TreeSource, requests: Sequence[DraftRequest]) -> list[Guesses]:
         limit = self.settings.num_nodes
