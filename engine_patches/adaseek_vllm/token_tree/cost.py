@@ -113,4 +113,4 @@ def measured_widths(max_rows: int, seconds: Callable[[int], float]) -> dict[int,
 
 
 _MEASURED_WIDTHS = (1, 2, 4, 8, 12, 16, 17, 24, 32, 33, 48, 64, 96, 128)
-_ROUNDS = 4
+_ROUNDS = 3
