@@ -102,12 +102,17 @@ def table(units: Units, other: str) -> list[str]:
     for workload in workloads:
         cells = []
         for arm in arms:
-            values = ratios(units, workload, arm, other)
-            medians[arm].append(statistics.median(values))
-            cells.append(spread(values))
+            if values := ratios(units, workload, arm, other):
+                medians[arm].append(statistics.median(values))
+            cells.append(spread(values) if values else "not run")
         num_units = sum(name == workload for name, _ in units)
         lines.append(f"| {workload} ({num_units}) | {' | '.join(cells)} |")
-    means = [f"**{statistics.geometric_mean(medians[arm]):.2f}**" for arm in arms]
+    means = [
+        f"**{statistics.geometric_mean(medians[arm]):.2f}**"
+        if len(medians[arm]) == len(workloads)
+        else "not all run"
+        for arm in arms
+    ]
     return [*lines, f"| geometric mean | {' | '.join(means)} |"]
 
 
@@ -121,6 +126,8 @@ def details(units: Units) -> list[str]:
     for arm in dict.fromkeys(arm for told in units.values() for arm in told):
         total, equal = Totals(), 0
         for told in units.values():
+            if arm not in told or STOCK not in told:
+                continue
             one, stock = told[arm], told[STOCK]
             equal += sum(a == b for a, b in zip(one.answers, stock.answers, strict=True))
             total.merge(one)
