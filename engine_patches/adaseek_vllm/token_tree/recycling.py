@@ -63,6 +63,9 @@ class RecyclingSource:
     token alone. How often a successor of each rank comes true is learned on the way, for pairs and
     for single tokens, so a rank's chance needs no tuning.
 
+    All requests share the memory, as in the paper, so an answer comes faster where another request
+    was told similar things; leave this source out where that must not be noticed.
+
     Source: Token Recycling (arXiv 2408.08696), which looks single tokens up and has one fixed tree;
     pairs and learned chances are ours.
     """
