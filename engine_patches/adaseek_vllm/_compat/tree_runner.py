@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import chain
 from typing import Any, cast
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from vllm.logger import init_logger
 from vllm.v1.outputs import LogprobsTensors, SamplerOutput
 from vllm.v1.worker.cpu_model_runner import CPUModelRunner
@@ -28,10 +30,11 @@ from adaseek_vllm._compat.tree_attention import (
 )
 from adaseek_vllm._compat.tree_sampling import narrowed
 from adaseek_vllm.config import FeatureSettingsError
+from adaseek_vllm.token_tree.cost import measured_widths
 from adaseek_vllm.token_tree.kernels import Kernel, best_kernel
 from adaseek_vllm.token_tree.metrics import TreeMetrics
 from adaseek_vllm.token_tree.proposer import TreeProposer
-from adaseek_vllm.token_tree.sources import DraftRequest
+from adaseek_vllm.token_tree.sources import DraftRequest, VerifiedRows
 from adaseek_vllm.token_tree.stats import TreeStats
 from adaseek_vllm.token_tree.step import RequestTree, TreeStep, moves
 from adaseek_vllm.token_tree.tree import TreeTokens
@@ -132,8 +135,29 @@ class TreeCPUModelRunner(CPUModelRunner):  # type: ignore[misc]
         return super()._build_attention_metadata(*args, **kwargs)
 
     def _sample(self, logits: torch.Tensor | None, spec_decode_metadata: Any) -> SamplerOutput:
-        if spec_decode_metadata is None or logits is None:
+        if logits is None:
             return super()._sample(logits, spec_decode_metadata)
+        self._step_stats.seconds["forward"] += time.perf_counter() - self._started_s
+        with self._step_stats.timed("learn"):
+            # Before the sampler works in place.
+            rows = self._rows_of(logits)
+        if spec_decode_metadata is None:
+            output = super()._sample(logits, spec_decode_metadata)
+            verified = [Verified((token,), ()) for (token,) in output.sampled_token_ids.tolist()]
+        else:
+            output, verified = self._walked(logits)
+        self._accepted = [one.rows for one in verified]
+        with self._step_stats.timed("move"):
+            self._move_accepted(verified)
+        if self._is_decoding or spec_decode_metadata is not None:
+            self._count(verified, num_rows=len(logits))
+        if rows is not None:
+            with self._step_stats.timed("learn"):
+                self._proposer.learn(replace(rows, said=self._said(verified)))
+        return output
+
+    def _walked(self, logits: torch.Tensor) -> tuple[SamplerOutput, list[Verified]]:
+        """Returns what vLLM's sampler says along the trees, and which rows it went along."""
         counts = [len(draft) + 1 for draft in self._drafts]
         first_rows = np.cumsum([0, *counts[:-1]])
         taken: list[tuple[list[int], SamplerOutput]] = []
@@ -152,27 +176,19 @@ class TreeCPUModelRunner(CPUModelRunner):  # type: ignore[misc]
             taken.append((list(requests), sampled))
             return [token for (token,) in sampled.sampled_token_ids.tolist()]
 
-        self._step_stats.seconds["forward"] += time.perf_counter() - self._started_s
-        with self._step_stats.timed("learn"):
-            self._learn(logits, spec_decode_metadata)
-        drafts = self._walkable_drafts()
         with self._step_stats.timed("walk"):
-            verified = batch_walk(drafts, choose)
-        self._accepted = [one.rows for one in verified]
-        with self._step_stats.timed("move"):
-            self._move_accepted(verified)
+            verified = batch_walk(self._walkable_drafts(), choose)
+        return _merged(verified, taken), verified
+
+    def _count(self, verified: Sequence[Verified], *, num_rows: int) -> None:
+        """Learns a step's cost, counts what it did, and logs now and then what was counted."""
+        step, total = self._step_stats, self._stats
         if self._is_decoding:
             cost, actual_s = self._proposer.step_cost, time.perf_counter() - self._started_s
             if cost.has_learned:
-                self._step_stats.compare(predicted_s=cost(len(logits)), actual_s=actual_s)
-            cost.observe(len(logits), actual_s)
-        self._report(drafts, verified)
-        return _merged(verified, taken)
-
-    def _report(self, drafts: Sequence[TreeTokens], verified: Sequence[Verified]) -> None:
-        """Counts a step, and logs now and then what was counted."""
-        step, total = self._step_stats, self._stats
-        step.add(drafts, verified)
+                step.compare(predicted_s=cost(num_rows), actual_s=actual_s)
+            cost.observe(num_rows, actual_s)
+        step.add(self._drafts, verified)
         for request_id, one in zip(self.input_batch.req_ids, verified, strict=True):
             step.credit(self._proposer.credit(request_id, one.tokens[:-1]))
         self._metrics.add(step)
@@ -182,12 +198,47 @@ class TreeCPUModelRunner(CPUModelRunner):  # type: ignore[misc]
             _logger.info(total.describe())
             self._stats = TreeStats()
 
-    def _learn(self, logits: torch.Tensor, spec_decode_metadata: Any) -> None:
-        """Tells the sources what the target found likely after every row, accepted or not."""
-        if num_successors := self._proposer.num_successors:
-            tokens = self.input_ids.gpu[spec_decode_metadata.logits_indices].long()
-            successors = self._kernel.top_tokens(logits, num_successors)
-            self._proposer.learn(tokens.numpy(), successors.numpy())
+    def _rows_of(self, logits: torch.Tensor) -> VerifiedRows | None:
+        """Returns what the target finds likely after every row; None if no source wants it."""
+        if not (num_successors := self._proposer.num_successors):
+            return None
+        tokens, previous = list[int](), list[int]()
+        for index, draft in enumerate(self._drafts):
+            root = int(self.optimistic_seq_lens_cpu[index]) - len(draft) - 1
+            text = self.input_batch.token_ids_cpu[index]
+            rows = [int(text[root]), *draft]
+            tokens += rows
+            previous.append(int(text[root - 1]) if root else _NO_TOKEN)
+            previous += [rows[parent + 1] for parent in draft.parents]
+        return VerifiedRows(
+            tokens=np.array(tokens),
+            previous=np.array(previous),
+            successors=self._kernel.top_tokens(logits, num_successors).numpy(),
+            said=np.full(len(tokens), _NO_TOKEN),
+        )
+
+    def _said(self, verified: Sequence[Verified]) -> NDArray[np.int64]:
+        """The token emitted after each row, -1 off the paths, [rows]."""
+        said = np.full(len(verified) + sum(map(len, self._drafts)), _NO_TOKEN)
+        first = 0
+        for draft, one in zip(self._drafts, verified, strict=True):
+            said[[first, *(first + row for row in one.rows)]] = one.tokens
+            first += len(draft) + 1
+        return said
+
+    def measure_steps(self) -> None:
+        """Measures what steps cost by their rows, without attention: that is learned later."""
+        settings = self._proposer.settings
+        max_rows = min(self.max_num_tokens, self.max_num_reqs * (1 + settings.num_nodes), 128)
+        if settings.budget == "cost" and max_rows > 1:
+            costs = measured_widths(max_rows, self._dummy_seconds)
+            self._proposer.step_cost.measure(costs)
+
+    def _dummy_seconds(self, num_rows: int) -> float:
+        began_s = time.perf_counter()
+        hidden_states, _ = self._dummy_run(num_rows)
+        self.model.compute_logits(hidden_states[:num_rows])
+        return time.perf_counter() - began_s
 
     def _walkable_drafts(self) -> list[TreeTokens]:
         """The step's drafts; none where vLLM's sampler cannot be asked for a part of the batch."""
@@ -258,6 +309,11 @@ class TreeCPUWorker(CPUWorker):  # type: ignore[misc]
         assert type(runner) is CPUModelRunner, type(runner)
         # The runner is made inside a long method, so its class is changed before anything ran.
         runner.__class__ = TreeCPUModelRunner
+
+    def compile_or_warm_up_model(self) -> Any:
+        # Before vLLM sets its random seed.
+        self.model_runner.measure_steps()
+        return super().compile_or_warm_up_model()
 
 
 def _unusable(reason: str) -> FeatureSettingsError:

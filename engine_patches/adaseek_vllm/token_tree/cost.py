@@ -1,60 +1,116 @@
-"""What a step costs by its number of rows, learned from the steps that ran."""
+"""What a step costs by its number of rows: measured at start, then corrected by what ran."""
 
 from __future__ import annotations
 
-__all__ = ["StepCost"]
+from bisect import bisect_left
+from collections.abc import Callable, Mapping
+from itertools import accumulate
+
+__all__ = ["StepCost", "measured_widths"]
+
+_ASSUMED_WIDTHS = (1, 2, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128)
+_MEMORY_OF_SPEED = 40.0
+"""Steps after which an older one counts 1/e for how fast the machine is now."""
+_MEMORY_OF_SHAPE = 400.0
+"""The same for a width's own cost."""
+_PRIOR_OF_SHAPE = 12.0
+"""Steps of its own that the measurement of a width counts as."""
+_MAX_FACTOR = 3.0
+"""A step so much slower than foreseen was disturbed, and counts as that much slower only."""
 
 
 class StepCost:
-    """A straight line through recent steps: seconds = base + slope * rows, by least squares.
+    """Seconds of a step, by straight lines between the widths that are known.
 
-    Older steps count less and less, so the line follows a machine that gets busy. Until enough
-    steps of different widths were seen, the ratio of slope and base is an assumption.
+    Two things are learned from the steps that run: how fast the machine is now, which moves all
+    widths, and how a width differs from what was measured, say because contexts have grown. Costs
+    never fall with the number of rows. Until something was measured, one more row is assumed to
+    cost a share of the cost of none.
     """
 
-    def __init__(self, *, slope: float = 0.06, memory_steps: float = 200.0) -> None:
+    def __init__(self, *, slope: float = 0.06) -> None:
         """Args:
         slope: assumed cost of one more row, as a share of the cost of none.
-        memory_steps: after how many steps one counts 1/e of a new one.
         """
-        self._assumed_slope = slope
-        self._decay = 1.0 - 1.0 / memory_steps
-        self._weight = self._rows = self._seconds = 0.0
-        self._rows_rows = self._rows_seconds = 0.0
+        self._widths = list(_ASSUMED_WIDTHS)
+        self._costs = [1.0 + slope * width for width in self._widths]
+        self._reset()
+
+    def _reset(self) -> None:
+        self._speed, self._num_steps = 1.0, 0.0
+        # Of each width, the sum of its steps' cost over what was foreseen, and their number.
+        self._factors = [_PRIOR_OF_SHAPE for _ in self._widths]
+        self._weights = [_PRIOR_OF_SHAPE for _ in self._widths]
+        self._current: list[float] | None = None
 
     @property
     def has_learned(self) -> bool:
         """Whether costs are in seconds."""
-        return self._weight >= 1.0
+        return self._num_steps >= 1.0
+
+    def measure(self, seconds: Mapping[int, float]) -> None:
+        """Takes over measured seconds by the number of rows, and forgets what was learned.
+
+        Raises:
+            ValueError: fewer than two widths.
+        """
+        if len(seconds) < 2:
+            raise ValueError(f"`seconds` has {len(seconds)} widths, but a line needs two")
+        self._widths = sorted(seconds)
+        self._costs = list(accumulate((seconds[width] for width in self._widths), max))
+        self._reset()
 
     def observe(self, num_rows: int, seconds: float) -> None:
         """Learns from one step."""
-        for name, value in (
-            ("_weight", 1.0),
-            ("_rows", num_rows),
-            ("_seconds", seconds),
-            ("_rows_rows", num_rows * num_rows),
-            ("_rows_seconds", num_rows * seconds),
-        ):
-            setattr(self, name, getattr(self, name) * self._decay + value)
+        base = self._between(self._costs, num_rows)
+        if not self.has_learned:
+            self._speed, self._num_steps = seconds / base, 1.0
+            self._current = None
+            return
+        foreseen = self(num_rows)
+        seconds = min(seconds, _MAX_FACTOR * foreseen)
+        at = self._nearest(num_rows)
+        keep = 1.0 - 1.0 / _MEMORY_OF_SHAPE
+        self._factors[at] = self._factors[at] * keep + seconds / (self._speed * base)
+        self._weights[at] = self._weights[at] * keep + 1.0
+        # The first steps count more, so that a wrong first one is soon forgotten.
+        share = max(1.0 / _MEMORY_OF_SPEED, 1.0 / (self._num_steps + 1.0))
+        self._speed *= 1.0 + share * (seconds / foreseen - 1.0)
+        self._num_steps += 1.0
+        self._current = None
 
     def __call__(self, num_rows: int) -> float:
         """Returns the expected cost of a step; in seconds once it has learned any."""
-        base, slope = self._line()
-        return base + slope * num_rows
+        if self._current is None:
+            own = zip(self._costs, self._factors, self._weights, strict=True)
+            costs = [cost * factors / weight for cost, factors, weight in own]
+            self._current = list(accumulate(costs, max))
+        return self._speed * self._between(self._current, num_rows)
 
-    def _line(self) -> tuple[float, float]:
-        if not self.has_learned:
-            return 1.0, self._assumed_slope
-        rows, seconds = self._rows / self._weight, self._seconds / self._weight
-        # Steps of the assumed line, so that a few steps of about one width do not tilt it.
-        assumed = seconds / (1.0 + self._assumed_slope * rows) * self._assumed_slope
-        spread = self._rows_rows - self._weight * rows * rows
-        tilt = self._rows_seconds - self._weight * rows * seconds
-        slope = (tilt + assumed * _PRIOR_SPREAD) / (spread + _PRIOR_SPREAD)
-        slope = min(max(slope, 0.0), 0.9 * seconds / rows)
-        return seconds - slope * rows, slope
+    def _between(self, costs: list[float], num_rows: int) -> float:
+        """A width's cost by the line through its neighbours, which goes on beyond the last two."""
+        at = min(max(bisect_left(self._widths, num_rows), 1), len(self._widths) - 1)
+        low, high = self._widths[at - 1], self._widths[at]
+        slope = (costs[at] - costs[at - 1]) / (high - low)
+        return max(costs[at - 1] + slope * (num_rows - low), 0.1 * costs[0])
+
+    def _nearest(self, num_rows: int) -> int:
+        return min(range(len(self._widths)), key=lambda at: abs(self._widths[at] - num_rows))
 
 
-_PRIOR_SPREAD = 40.0
-"""Weight of the assumption, as a sum of squared deviations of rows."""
+def measured_widths(max_rows: int, seconds: Callable[[int], float]) -> dict[int, float]:
+    """Returns the seconds of some widths from 1 to `max_rows`, close where kernels change.
+
+    Args:
+        max_rows: rows of the widest step, at least 2.
+        seconds: measures one width; called several times for each, of which the fastest counts,
+            as the others were disturbed.
+    """
+    widths = sorted({*(width for width in _MEASURED_WIDTHS if width < max_rows), max_rows})
+    # All widths in turn, so that a slow moment hits none of them alone.
+    rounds = [{width: seconds(width) for width in widths} for _ in range(_ROUNDS)]
+    return {width: min(found[width] for found in rounds) for width in widths}
+
+
+_MEASURED_WIDTHS = (1, 2, 4, 8, 12, 16, 17, 24, 32, 33, 48, 64, 96, 128)
+_ROUNDS = 3

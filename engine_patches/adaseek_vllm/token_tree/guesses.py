@@ -1,4 +1,4 @@
-"""Scored drafts: merging what several sources guess, and choosing how much of it to verify.
+"""Scored drafts: growing one tree of what several sources guess, and choosing what to verify.
 
 A guess's probability is that of the whole path from the root down to it being accepted, as its
 source sees it. The expected number of tokens of a step is then 1 (the bonus token) per request
@@ -7,12 +7,17 @@ plus the sum of the probabilities of the nodes that are verified.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from heapq import heappop, heappush
+from itertools import count
 
 from adaseek_vllm.token_tree.tree import ROOT, TokenTree, TreeTokens
 
-__all__ = ["Guesses", "likeliest_chain", "merged", "selected"]
+__all__ = ["Continue", "Grown", "Guesses", "continued", "grown", "likeliest_chain", "selected"]
+
+_MIN_PROBABILITY = 0.02
+"""Nodes less likely than this are not worth looking below, nor a row."""
 
 
 @dataclass
@@ -38,21 +43,67 @@ class Guesses:
         return 1.0 if node == ROOT else self.probabilities[node]
 
 
-def merged(guesses: Sequence[Guesses]) -> Guesses:
-    """Returns the union of the guesses; what several sources guess keeps the highest probability.
+Path = tuple[int, ...]
+"""The tokens from below the root down to a node; empty for the root."""
 
-    Sources look at the same text, so they are too dependent for their chances to be combined as if
-    they were not.
+Continue = Callable[[Path], Iterable[tuple[int, float]]]
+"""Path -> guesses at the token after it, each with its chance if the path is right."""
+
+
+def continued(guesses: Guesses) -> Continue:
+    """Returns a tree's children by their parents' paths."""
+    children: dict[Path, list[tuple[int, float]]] = {}
+    paths: dict[int, Path] = {ROOT: ()}
+    for node, (parent, token) in enumerate(
+        zip(guesses.tree.parents, guesses.tree.tokens, strict=True)
+    ):
+        above = guesses.probability(parent)
+        chance = guesses.probabilities[node] / above if above > 0.0 else 0.0
+        children.setdefault(paths[parent], []).append((token, chance))
+        paths[node] = (*paths[parent], token)
+    return lambda path: children.get(path, ())
+
+
+@dataclass
+class Grown:
+    """What several sources guess together."""
+
+    guesses: Guesses = field(default_factory=Guesses)
+    sources: list[list[str]] = field(default_factory=list)
+    """Who guessed each node, the one that gave it the best chance first."""
+
+
+def grown(sources: Mapping[str, Continue], max_nodes: int) -> Grown:
+    """Returns the likeliest nodes that the sources reach, one going on where another one led.
+
+    What several sources guess keeps the highest probability: they look at the same text, so they
+    are too dependent for their chances to be combined as if they were not.
+
+    Args:
+        sources: by name, what each guesses after a path.
+        max_nodes: most nodes.
     """
-    if len(guesses) == 1:
-        return guesses[0]
-    union = Guesses()
-    for one in guesses:
-        nodes = {ROOT: ROOT}
-        pairs = zip(one.tree.parents, one.tree.tokens, one.probabilities, strict=True)
-        for node, (parent, token, probability) in enumerate(pairs):
-            nodes[node] = union.add(nodes[parent], token, probability)
-    return union
+    found, numbers = Grown(), count()
+    # (-probability, number, parent, path of the parent, token, source)
+    frontier: list[tuple[float, int, int, Path, int, str]] = []
+
+    def push(parent: int, path: Path, probability: float) -> None:
+        for name, after in sources.items():
+            for token, chance in after(path):
+                if probability * chance >= _MIN_PROBABILITY:
+                    entry = (-probability * chance, next(numbers), parent, path, token, name)
+                    heappush(frontier, entry)
+
+    push(ROOT, (), 1.0)
+    while frontier:
+        negative, _, parent, path, token, name = heappop(frontier)
+        if (known := found.guesses.tree.child(parent, token)) is not None:
+            found.sources[known].append(name)
+        elif len(found.guesses.tree) < max_nodes:
+            node = found.guesses.add(parent, token, -negative)
+            found.sources.append([name])
+            push(node, (*path, token), -negative)
+    return found
 
 
 def likeliest_chain(guesses: Guesses) -> Guesses:
@@ -82,12 +133,12 @@ def selected(
     """
     order = _likeliest_first(guesses, max_nodes)
     expected, best, num_taken = float(len(guesses)), 0.0, 0
-    for count in range(len(order) + 1):
-        if count:
-            expected += order[count - 1][0]
-        rate = expected / step_cost(len(guesses) + count)
+    for num in range(len(order) + 1):
+        if num:
+            expected += order[num - 1][0]
+        rate = expected / step_cost(len(guesses) + num)
         if rate > best:
-            best, num_taken = rate, count
+            best, num_taken = rate, num
     chosen: list[list[int]] = [[] for _ in guesses]
     for _, request, node in order[:num_taken]:
         chosen[request].append(node)

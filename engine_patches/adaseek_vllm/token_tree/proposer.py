@@ -2,19 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
-
-import numpy as np
-from numpy.typing import NDArray
 
 from adaseek_vllm.config import FeatureSettingsError
 from adaseek_vllm.token_tree.cost import StepCost
 from adaseek_vllm.token_tree.drafts.config import DraftError
-from adaseek_vllm.token_tree.guesses import Guesses, likeliest_chain, merged, selected
+from adaseek_vllm.token_tree.guesses import (
+    Continue,
+    Grown,
+    Guesses,
+    continued,
+    grown,
+    likeliest_chain,
+    selected,
+)
+from adaseek_vllm.token_tree.hit_rates import HitRates
 from adaseek_vllm.token_tree.settings import FLAG, TreeSettings
-from adaseek_vllm.token_tree.sources import BatchDraftSource, DraftRequest, DraftSource
+from adaseek_vllm.token_tree.sources import (
+    BatchDraftSource,
+    DraftRequest,
+    DraftSource,
+    PathSource,
+    TreeSource,
+    VerifiedRows,
+)
 from adaseek_vllm.token_tree.tree import ROOT, TreeTokens
 
 __all__ = ["TreeProposer"]
@@ -30,7 +44,8 @@ class TreeProposer:
         if self.settings.drafts:
             self.sources += _draft_models(self.settings, vllm_config.model_config)
         self.step_cost = StepCost()
-        self._guessed: dict[str, list[Guesses]] = {}
+        self._guessed: dict[str, Grown] = {}
+        self._hit_rates = HitRates()
 
     @property
     def num_successors(self) -> int:
@@ -64,40 +79,53 @@ class TreeProposer:
         return self.step_cost(num_rows) + sum(source.spent_s for source in batched)
 
     def _guess(self, requests: Sequence[DraftRequest]) -> list[Guesses]:
-        by_source = [self._guess_by(source, requests) for source in self.sources]
-        for request, *of_request in zip(requests, *by_source, strict=True):
-            self._guessed[request.request_id] = of_request
-        guesses = [merged(of_request) for of_request in zip(*by_source, strict=True)]
-        return (
-            [likeliest_chain(one) for one in guesses] if self.settings.shape == "chain" else guesses
-        )
+        named = _named(self.sources)
+        trees = [
+            (name, self._trees_of(source, requests))
+            for name, source in named.items()
+            if isinstance(source, TreeSource)
+        ]
+        paths = [(name, source) for name, source in named.items() if isinstance(source, PathSource)]
+        guesses = list[Guesses]()
+        for index, request in enumerate(requests):
+            after = {name: continued(of_requests[index]) for name, of_requests in trees}
+            after |= {name: source.begin(request) for name, source in paths}
+            guesses.append(self._grown(request, after))
+        is_chain = self.settings.shape == "chain"
+        return [likeliest_chain(one) for one in guesses] if is_chain else guesses
 
-    def _guess_by(self, source: DraftSource, requests: Sequence[DraftRequest]) -> list[Guesses]:
+    def _grown(self, request: DraftRequest, after: Mapping[str, Continue]) -> Guesses:
+        """Grows a request's tree, after learning from what was said since its last one."""
+        if (last := self._guessed.get(request.request_id)) is not None:
+            self._hit_rates.learn(last.guesses, request.tokens[-request.num_new_tokens :].tolist())
+        found = grown(after, self.settings.num_nodes)
+        self._guessed[request.request_id] = found
+        return self._hit_rates.corrected(found.guesses)
+
+    def _trees_of(self, source: TreeSource, requests: Sequence[DraftRequest]) -> list[Guesses]:
         limit = self.settings.num_nodes
         if isinstance(source, BatchDraftSource):
             cost = self.step_cost if self.settings.budget == "cost" else None
             return source.draft_batch(requests, limit, cost)
         return [source.draft(request, limit) for request in requests]
 
-    def learn(self, tokens: NDArray[np.int64], successors: NDArray[np.int64]) -> None:
-        """Passes on what the target found likely after verified rows, [rows, num_successors]."""
+    def learn(self, rows: VerifiedRows) -> None:
+        """Passes on what the target found likely after a step's rows."""
         for source in self.sources:
             if source.num_successors:
-                source.learn(tokens, successors[:, : source.num_successors])
+                source.learn(rows)
 
-    def credit(self, request_id: str, tokens: Sequence[int]) -> dict[str, int]:
-        """Returns source -> how many of the accepted tokens it had guessed in its last draft."""
-        guessed = self._guessed.get(request_id, [])
-        found: dict[str, int] = {}
-        for source, guesses in zip(self.sources, guessed, strict=False):
-            node = ROOT
-            name = type(source).__name__.removesuffix("Source").lower()
-            for depth, token in enumerate(tokens, start=1):
-                child = guesses.tree.child(node, token)
+    def credit(self, request_id: str, tokens: Sequence[int]) -> Counter[str]:
+        """Returns source -> how many of the accepted tokens it had guessed in the last draft."""
+        credited, node = Counter[str](), ROOT
+        if (found := self._guessed.get(request_id)) is not None:
+            for token in tokens:
+                child = found.guesses.tree.child(node, token)
                 if child is None:
                     break
-                node, found[name] = child, depth
-        return found
+                credited.update(set(found.sources[child]))
+                node = child
+        return credited
 
     def forget(self, request_id: str) -> None:
         """Frees what the sources keep for a request that has ended."""
@@ -116,6 +144,16 @@ def _draft_models(settings: TreeSettings, target: Any) -> list[DraftSource]:
         return [DraftModelSource.load(Path(directory), facts) for directory in settings.drafts]
     except DraftError as error:
         raise FeatureSettingsError(f"{FLAG}: {error}") from error
+
+
+def _named(sources: Sequence[DraftSource]) -> dict[str, DraftSource]:
+    """Sources by their kind; further ones of a kind have a number."""
+    named: dict[str, DraftSource] = {}
+    for source in sources:
+        kind = type(source).__name__.removesuffix("Source").lower()
+        num = sum(type(other) is type(source) for other in named.values())
+        named[f"{kind} {num + 1}" if num else kind] = source
+    return named
 
 
 def _equal_cost(_num_rows: int) -> float:

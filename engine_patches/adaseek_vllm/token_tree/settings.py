@@ -30,7 +30,8 @@ class TreeSettings:
     """What a user can set.
 
     Args:
-        num_nodes: most drafted tokens per request and step.
+        num_nodes: most drafted tokens per request and step; with the root they fill 32 rows, two
+            tiles of a matrix unit.
         sources: where drafts come from: `suffix` looks the last tokens up in the request's own
             text, `recycling` remembers what the target found likely after a token.
         drafts: directories of draft models made by `adaseek drafts train`, sources as well.
@@ -39,7 +40,7 @@ class TreeSettings:
             much as `num_nodes` allows.
     """
 
-    num_nodes: int = 16
+    num_nodes: int = 31
     sources: tuple[str, ...] = ("suffix", "recycling")
     drafts: tuple[str, ...] = ()
     shape: str = "tree"

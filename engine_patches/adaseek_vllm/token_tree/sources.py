@@ -9,12 +9,19 @@ from typing import TYPE_CHECKING, Protocol, runtime_checkable
 import numpy as np
 from numpy.typing import NDArray
 
-from adaseek_vllm.token_tree.guesses import Guesses
+from adaseek_vllm.token_tree.guesses import Continue, Guesses
 
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["BatchDraftSource", "DraftRequest", "DraftSource"]
+__all__ = [
+    "BatchDraftSource",
+    "DraftRequest",
+    "DraftSource",
+    "PathSource",
+    "TreeSource",
+    "VerifiedRows",
+]
 
 
 @dataclass(frozen=True)
@@ -33,20 +40,30 @@ class DraftRequest:
     """Position of the first of them."""
 
 
+@dataclass(frozen=True)
+class VerifiedRows:
+    """What the target found likely after the rows of a step, accepted or not."""
+
+    tokens: NDArray[np.int64]
+    """[rows]"""
+    previous: NDArray[np.int64]
+    """The token before each row's, along its branch; -1 where a text begins. [rows]"""
+    successors: NDArray[np.int64]
+    """The likeliest next tokens, best first, [rows, num_successors]."""
+    said: NDArray[np.int64]
+    """The token that was emitted after a row; -1 off the accepted path. [rows]"""
+
+
 class DraftSource(Protocol):
-    """One way to guess what comes next."""
+    """One way to guess what comes next: a `PathSource` or a `TreeSource`."""
 
     @property
     def num_successors(self) -> int:
         """How many of the target's likeliest next tokens `learn` wants; 0: it is not called."""
         ...
 
-    def draft(self, request: DraftRequest, max_nodes: int) -> Guesses:
-        """Returns at most `max_nodes` guesses about what follows `request.tokens`."""
-        ...
-
-    def learn(self, tokens: NDArray[np.int64], successors: NDArray[np.int64]) -> None:
-        """Learns from verified rows: after `tokens[i]` the likeliest were `successors[i]`."""
+    def learn(self, rows: VerifiedRows) -> None:
+        """Learns from the rows of a step; at least `num_successors` successors are there."""
         ...
 
     def forget(self, request_id: str) -> None:
@@ -55,7 +72,25 @@ class DraftSource(Protocol):
 
 
 @runtime_checkable
-class BatchDraftSource(DraftSource, Protocol):
+class PathSource(DraftSource, Protocol):
+    """A source that is asked token by token, so that it goes on where another one led."""
+
+    def begin(self, request: DraftRequest) -> Continue:
+        """Takes in what is new of a request; returns its guesses after a path, for this step."""
+        ...
+
+
+@runtime_checkable
+class TreeSource(DraftSource, Protocol):
+    """A source that makes its own tree."""
+
+    def draft(self, request: DraftRequest, max_nodes: int) -> Guesses:
+        """Returns at most `max_nodes` guesses about what follows `request.tokens`."""
+        ...
+
+
+@runtime_checkable
+class BatchDraftSource(TreeSource, Protocol):
     """A source that drafts for several requests at once, because it runs a model."""
 
     spent_s: float

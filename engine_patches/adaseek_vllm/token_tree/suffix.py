@@ -3,28 +3,49 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable
-from heapq import heappop, heappush
-from itertools import count
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
 
-import numpy as np
-from numpy.typing import NDArray
-
-from adaseek_vllm.token_tree.guesses import Guesses
-from adaseek_vllm.token_tree.sources import DraftRequest
-from adaseek_vllm.token_tree.tree import ROOT
+from adaseek_vllm.token_tree.guesses import Continue
+from adaseek_vllm.token_tree.sources import DraftRequest, VerifiedRows
 
 __all__ = ["SuffixSource"]
 
-_KEY_TOKENS = 2
-"""A place counts as alike if at least so many last tokens are the same."""
-_MAX_PLACES = 16
+_KEY_TOKENS = (4, 2, 1)
+"""A place counts as alike if so many last tokens are the same; the most that any place has."""
+_MAX_PLACES = 24
 _MAX_MATCH = 16
-_MIN_PROBABILITY = 0.05
+_PRIOR = 4.0
+"""Guesses that what is assumed of a match's length counts as."""
+_PRIOR_OF_REQUEST = 4.0
+"""Hits that what is known of all requests counts as for one of them."""
+_MAX_CHANCE = 0.99
+_MIN_SKILL, _MIN_CHANCE = 0.25, 0.1
+"""Without a guess, nothing could be learned of it."""
+_MEMORY = 300.0
+"""Guesses after which an older one counts 1/e."""
+
+
+class _Chances:
+    """Tokens in common -> how often the text went on in one of the ways that were guessed."""
+
+    def __init__(self) -> None:
+        assumed = [match / (match + 1.0) for match in range(1, _MAX_MATCH + 1)]
+        self._hits = [_PRIOR * chance for chance in assumed]
+        self._seen = [_PRIOR for _ in assumed]
+
+    def __call__(self, match: int) -> float:
+        at = min(match, _MAX_MATCH) - 1
+        return max(self._hits[at] / self._seen[at], _MIN_CHANCE)
+
+    def count(self, match: int, is_hit: bool) -> None:
+        at, keep = min(match, _MAX_MATCH) - 1, 1.0 - 1.0 / _MEMORY
+        self._hits[at] = self._hits[at] * keep + is_hit
+        self._seen[at] = self._seen[at] * keep + 1.0
 
 
 class _Text:
-    """One request's tokens, and where each pair of neighbours occurs."""
+    """One request's tokens, and where each of its short pieces occurs."""
 
     def __init__(self) -> None:
         self.tokens: list[int] = []
@@ -33,27 +54,50 @@ class _Text:
     def extend(self, tokens: list[int]) -> None:
         for token in tokens:
             self.tokens.append(token)
-            if len(self.tokens) >= _KEY_TOKENS:
-                self._ends[tuple(self.tokens[-_KEY_TOKENS:])].append(len(self.tokens))
+            for length in _KEY_TOKENS:
+                if len(self.tokens) >= length:
+                    self._ends[tuple(self.tokens[-length:])].append(len(self.tokens))
 
-    def places(self) -> list[tuple[int, int]]:
-        """(position after it, tokens in common) of the latest earlier places like the end."""
-        ends = self._ends.get(tuple(self.tokens[-_KEY_TOKENS:]), [])
-        earlier = [end for end in ends[-_MAX_PLACES - 1 :] if end < len(self.tokens)]
-        return [(end, self._match(end)) for end in earlier]
+    def places(self, path: tuple[int, ...]) -> list[tuple[int, int]]:
+        """(position after it, tokens in common) of the latest places like the end of a path."""
+        end = (*self.tokens[-_MAX_MATCH:], *path)[-_MAX_MATCH:]
+        for length in _KEY_TOKENS:
+            ends = self._ends.get(end[-length:], [])[-_MAX_PLACES - 1 :]
+            # The text's own end has nothing after it.
+            if earlier := [at for at in ends if at < len(self.tokens)]:
+                return [(at, self._match(at, end, min(length, len(end)))) for at in earlier]
+        return []
 
-    def _match(self, end: int) -> int:
-        """How many tokens before `end` equal the last ones."""
-        length = _KEY_TOKENS
-        longest = min(_MAX_MATCH, end)
-        while length < longest and self.tokens[end - length - 1] == self.tokens[-length - 1]:
+    def _match(self, at: int, end: tuple[int, ...], length: int) -> int:
+        """How many tokens before `at` equal the last ones, of which `length` are known to."""
+        tokens, longest = self.tokens, min(len(end), at)
+        while length < longest and tokens[at - length - 1] == end[-length - 1]:
             length += 1
         return length
+
+
+@dataclass
+class _Known:
+    """What is kept of one request."""
+
+    text: _Text = field(default_factory=_Text)
+    asked: dict[tuple[int, ...], tuple[int, set[int]]] = field(default_factory=dict)
+    """Path -> tokens in common and what was guessed after it, in the last step."""
+    hits: float = 0.0
+    expected: float = 0.0
+    """Of its own guesses, how many came true and how many should have."""
+
+    @property
+    def skill(self) -> float:
+        """How much more often than others' its guesses come true."""
+        found = (self.hits + _PRIOR_OF_REQUEST) / (self.expected + _PRIOR_OF_REQUEST)
+        return max(found, _MIN_SKILL)
 
 
 class SuffixSource:
     """Retrieval from the same request's prompt and output.
 
+    How often a match of a length goes on as guessed is learned, over all requests and for each.
     Other requests' texts are not looked at: how fast an answer comes would tell one user what
     another one was told.
 
@@ -63,56 +107,43 @@ class SuffixSource:
     num_successors = 0
 
     def __init__(self) -> None:
-        self._texts: dict[str, _Text] = {}
+        self._requests: dict[str, _Known] = {}
+        self._chances = _Chances()
 
-    def draft(self, request: DraftRequest, max_nodes: int) -> Guesses:
-        """Returns continuations of earlier places, longer matches weighing more."""
-        text = self._texts.setdefault(request.request_id, _Text())
-        text.extend(request.tokens[len(text.tokens) :].tolist())
-        places = text.places()
-        guesses = Guesses()
+    def begin(self, request: DraftRequest) -> Continue:
+        """Returns a look-up of how the request's own text went on after a path's last tokens."""
+        known = self._requests.setdefault(request.request_id, _Known())
+        new = request.tokens[len(known.text.tokens) :].tolist()
+        self._judge(known, new)
+        known.text.extend(new)
+        known.asked = {}
+        return lambda path: self._after(known, path)
+
+    def _judge(self, known: _Known, said: Sequence[int]) -> None:
+        """Learns how the last guesses did, as far down as the path was looked at."""
+        for depth, token in enumerate(said):
+            if (asked := known.asked.get(tuple(said[:depth]))) is not None:
+                match, guessed = asked
+                known.expected += self._chances(match)
+                known.hits += token in guessed
+                self._chances.count(match, token in guessed)
+
+    def _after(self, known: _Known, path: tuple[int, ...]) -> Iterable[tuple[int, float]]:
+        """Continuations of earlier places, longer matches weighing more."""
+        places, tokens = known.text.places(path), known.text.tokens
         if not places:
-            return guesses
-        weights = {end: 2.0**match for end, match in places}
-        longest = max(match for _, match in places)
+            return ()
+        weights: defaultdict[int, float] = defaultdict(float)
+        for at, match in places:
+            weights[tokens[at]] += 2.0**match
+        longest, total = max(match for _, match in places), sum(weights.values())
+        known.asked[path] = longest, set(weights)
         # The longer the match, the less often the text turns away from it.
-        self._grow(guesses, text, weights, keep=longest / (longest + 1.0), max_nodes=max_nodes)
-        return guesses
+        chance = min(_MAX_CHANCE, known.skill * self._chances(longest))
+        return [(token, chance * weight / total) for token, weight in weights.items()]
 
-    def _grow(
-        self,
-        guesses: Guesses,
-        text: _Text,
-        weights: dict[int, float],
-        *,
-        keep: float,
-        max_nodes: int,
-    ) -> None:
-        """Adds the likeliest continuations of the places in `weights`, best first."""
-        total = sum(weights.values())
-        numbers = count()
-        # (-probability, number, parent, token, depth of the parent, places that go on like this)
-        frontier: list[tuple[float, int, int, int, int, list[int]]] = []
-
-        def push(parent: int, depth: int, ends: Iterable[int]) -> None:
-            after: defaultdict[int, list[int]] = defaultdict(list)
-            for end in ends:
-                if end + depth < len(text.tokens):
-                    after[text.tokens[end + depth]].append(end)
-            for token, found in after.items():
-                share = sum(weights[end] for end in found) / total
-                probability = share * keep ** (depth + 1)
-                if probability >= _MIN_PROBABILITY:
-                    entry = (-probability, next(numbers), parent, token, depth, found)
-                    heappush(frontier, entry)
-
-        push(ROOT, 0, weights)
-        while frontier and len(guesses.tree) < max_nodes:
-            negative, _, parent, token, depth, ends = heappop(frontier)
-            push(guesses.add(parent, token, -negative), depth + 1, ends)
-
-    def learn(self, tokens: NDArray[np.int64], successors: NDArray[np.int64]) -> None:
+    def learn(self, rows: VerifiedRows) -> None:
         """Learns nothing: the text is all there is."""
 
     def forget(self, request_id: str) -> None:
-        self._texts.pop(request_id, None)
+        self._requests.pop(request_id, None)

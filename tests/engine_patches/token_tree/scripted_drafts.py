@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 from adaseek_vllm.token_tree.guesses import Guesses
-from adaseek_vllm.token_tree.sources import DraftRequest
+from adaseek_vllm.token_tree.sources import DraftRequest, VerifiedRows
 from adaseek_vllm.token_tree.tree import ROOT
 
 # Three special tokens and the 256 bytes.
@@ -67,9 +66,9 @@ class Oracle:
                 nodes.append(guesses.add(parent, int(token), 0.9))
         return guesses
 
-    def learn(self, tokens: Any, successors: Any) -> None:
-        assert len(tokens) == len(successors)
-        self.num_learned += len(tokens)
+    def learn(self, rows: VerifiedRows) -> None:
+        assert len(rows.tokens) == len(rows.successors) == len(rows.previous) == len(rows.said)
+        self.num_learned += len(rows.tokens)
 
     def forget(self, request_id: str) -> None:
         pass

@@ -23,7 +23,7 @@ from safetensors.torch import save_file
 
 from adaseek_vllm.serve import cpu_defaults
 from adaseek_vllm.token_tree.guesses import Guesses
-from adaseek_vllm.token_tree.sources import DraftRequest
+from adaseek_vllm.token_tree.sources import DraftRequest, VerifiedRows
 
 __all__ = ["Continuation", "Job", "generate", "load", "seconds_done"]
 
@@ -84,7 +84,7 @@ class _Recorder:
         parts.append(rows.to(torch.bfloat16, copy=True))
         return Guesses()
 
-    def learn(self, tokens: NDArray[np.int64], successors: NDArray[np.int64]) -> None:
+    def learn(self, rows: VerifiedRows) -> None:
         """Learns nothing."""
 
     def forget(self, request_id: str) -> None:

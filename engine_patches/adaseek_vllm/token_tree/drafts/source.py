@@ -7,9 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from adaseek_vllm.token_tree.cost import StepCost
@@ -20,7 +18,7 @@ from adaseek_vllm.token_tree.drafts.files import load_draft
 from adaseek_vllm.token_tree.drafts.model import DraftModel, Memory
 from adaseek_vllm.token_tree.drafts.windows import Windows
 from adaseek_vllm.token_tree.guesses import Guesses
-from adaseek_vllm.token_tree.sources import DraftRequest
+from adaseek_vllm.token_tree.sources import DraftRequest, VerifiedRows
 from adaseek_vllm.token_tree.tree import ROOT
 
 __all__ = ["DraftModelSource"]
@@ -111,7 +109,7 @@ class DraftModelSource:
             self._drafted[request.request_id] = len(request.tokens), one.tree
         return [one.tree.guesses for one in growing]
 
-    def learn(self, tokens: NDArray[np.int64], successors: NDArray[np.int64]) -> None:
+    def learn(self, rows: VerifiedRows) -> None:
         """Learns nothing from rows: it judges its guesses by what was said."""
 
     def forget(self, request_id: str) -> None:
