@@ -25,6 +25,8 @@ from adaseek_vllm.token_tree.kernels.tree_attention_triton import (  # noqa: E40
 from triton.backends.compiler import GPUTarget  # noqa: E402
 from triton.compiler import ASTSource  # noqa: E402
 
+# Four registers, which the assembler gives up where one program more then fits on a processor.
+STACK = 16
 # Compute capability -> bytes of shared memory that a program can have.
 SHARED = {80: 163 << 10, 90: 227 << 10}
 SIZES = (64, 80, 96, 128, 256)
@@ -97,7 +99,8 @@ def assert_fits(binary: Any, capability: int, directory: Path) -> None:
     assert binary.metadata.shared <= SHARED[capability]
     used = resources(binary, directory)
     assert used["REG"] <= 255
-    assert (used["STACK"], used["LOCAL"]) == (0, 0), "something spilled"
+    assert used["STACK"] <= STACK, "too much spilled"
+    assert used["LOCAL"] == 0
     assert used["REG"] * binary.metadata.num_warps * 32 <= 64 << 10
 
 

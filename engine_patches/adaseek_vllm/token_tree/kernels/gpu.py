@@ -169,8 +169,8 @@ class TritonKernel(TorchKernel):
 def tiling(size: int, dtype: torch.dtype, num_queries: int) -> Tiling:
     """Returns how much a program holds.
 
-    Chosen so that nothing spills for compute capabilities 8.0 and 9.0, which a test keeps; not
-    tuned, because nothing was measured on a GPU yet.
+    Chosen so that at most four of a thread's registers spill for compute capabilities 8.0 and 9.0,
+    which a test keeps; not tuned, because nothing was measured on a GPU yet.
 
     Args:
         size: head size.
