@@ -10,6 +10,7 @@ import os
 import sys
 from collections.abc import Mapping, Sequence
 
+from adaseek_vllm import counters
 from adaseek_vllm.flags import FEATURES, SCHEDULER
 
 __all__ = ["is_wanted", "register"]
@@ -37,6 +38,7 @@ def register() -> None:
     """
     if not is_wanted(sys.argv[1:], os.environ):
         return
+    counters.remove_at_exit(os.environ)
     from adaseek_vllm._compat import parser, routes
     from adaseek_vllm._compat.version import unsupported_reason
 

@@ -14,11 +14,12 @@ import logging
 import os
 import subprocess
 import sys
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import metadata
 from typing import NoReturn
+
+from adaseek_vllm import counters
 
 _logger = logging.getLogger(__name__)
 
@@ -35,7 +36,6 @@ _WORKER_FLAGS = (
     *("--data-parallel-size", "-dp"),
 )
 _GIB = 1 << 30
-_METRICS = "PROMETHEUS_MULTIPROC_DIR"
 
 
 class ServeError(RuntimeError):
@@ -168,7 +168,7 @@ def _environment(
     wheel: VllmWheel, flags: Sequence[str], current: Mapping[str, str]
 ) -> dict[str, str]:
     """Returns `current` with defaults for what it leaves unset."""
-    current = {**_metrics_directory(flags, current), **current}
+    current = {**_counters_directory(flags, current), **current}
     if not wheel.is_cpu:
         return current
     cores = sorted(os.sched_getaffinity(0))
@@ -176,11 +176,11 @@ def _environment(
     return {**cpu_defaults(flags, cores=cores, free_bytes=free_bytes), **current}
 
 
-def _metrics_directory(flags: Sequence[str], current: Mapping[str, str]) -> dict[str, str]:
+def _counters_directory(flags: Sequence[str], current: Mapping[str, str]) -> dict[str, str]:
     """Returns what lets the engine's process add counters of trees to `/metrics`."""
-    if not _has_flag(flags, "--token-tree") or _METRICS in current:
+    if not _has_flag(flags, "--token-tree") or counters.VARIABLE in current:
         return {}
-    return {_METRICS: tempfile.mkdtemp(prefix="adaseek-metrics-")}
+    return {counters.VARIABLE: str(counters.make_directory())}
 
 
 def _check_torch_companions(wheel: VllmWheel) -> None:

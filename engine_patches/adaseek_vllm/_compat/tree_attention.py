@@ -1,4 +1,7 @@
-"""vLLM's CPU attention with tree rows (vLLM 0.32, vllm/v1/attention/backends/cpu_attn.py)."""
+"""What vLLM's attention learns about trees, on any device (vLLM 0.32).
+
+vllm/v1/attention/backend.py holds the base classes, `tree_cpu` and `tree_gpu` what is theirs.
+"""
 
 from __future__ import annotations
 
@@ -8,24 +11,18 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from vllm.v1.attention.backend import AttentionType
-from vllm.v1.attention.backends.cpu_attn import (
-    CPUAttentionBackend,
-    CPUAttentionBackendImpl,
-    CPUAttentionMetadataBuilder,
-)
+from vllm.v1.attention.backend import AttentionImpl, AttentionMetadataBuilder, AttentionType
 from vllm.v1.attention.backends.registry import AttentionBackendEnum, register_backend
 from vllm.v1.attention.selector import _cached_get_attn_backend
 
-from adaseek_vllm.token_tree.kernels import Kernel
-from adaseek_vllm.token_tree.layouts import LAYOUTS
+from adaseek_vllm.token_tree.kernels import Kernel, Scoring
 from adaseek_vllm.token_tree.step import TreeStep
 
+# vLLM's classes are not followed by every type checker, hence the ignored subclassing below.
 __all__ = [
-    "TreeAttentionBackend",
-    "TreeAttentionMetadataBuilder",
+    "TreeAttention",
     "TreeForward",
-    "cache_layout",
+    "TreeMetadataBuilder",
     "layers_without_trees",
     "model_obstacle",
     "registered_backend",
@@ -46,8 +43,11 @@ class TreeForward:
         return len(self.step.trees) == self.num_requests
 
 
-class TreeAttentionMetadataBuilder(CPUAttentionMetadataBuilder):  # type: ignore[misc]
-    """Hands a step's trees to the layers; set for the step by its runner."""
+class TreeMetadataBuilder(AttentionMetadataBuilder):  # type: ignore[misc]
+    """Goes before a builder of vLLM's; hands a step's trees to the layers.
+
+    Its runner sets them for the step.
+    """
 
     tree_forward: TreeForward | None = None
 
@@ -58,17 +58,32 @@ class TreeAttentionMetadataBuilder(CPUAttentionMetadataBuilder):  # type: ignore
         forward, common = self.tree_forward, common_attn_metadata
         if forward is not None and not forward.is_whole:
             # vLLM's kernel computes every row. Without its context, a tree costs it little.
-            lengths = common.seq_lens.clone()
-            for tree in forward.step.trees:
-                lengths[tree.request] = tree.num_rows
-            common = common.replace(seq_lens=lengths)
-        metadata: Any = super().build(common_prefix_len, common, fast_build)
+            common = common.replace(seq_lens=_without_context(common.seq_lens, forward.step))
+        # Abstract here, but not in the class that this one goes before.
+        metadata: Any = super().build(common_prefix_len, common, fast_build)  # pyright: ignore[reportAbstractUsage]
         metadata.tree_forward = forward
         return metadata
 
 
-class TreeAttentionImpl(CPUAttentionBackendImpl):  # type: ignore[misc]
-    """Attends along the branches of a tree where a step has trees; otherwise vLLM's own."""
+class TreeAttention(AttentionImpl):  # type: ignore[misc]
+    """Goes before an attention of vLLM's; attends along the branches where a step has trees."""
+
+    # vLLM's classes set them.
+    attn_type: Any
+    alibi_slopes: Any
+    sinks: Any
+
+    def scoring(self, layer: Any) -> Scoring:
+        """Returns how a layer attends."""
+        raise NotImplementedError
+
+    def obstacle(self) -> str | None:
+        """Returns why this attention cannot go along branches."""
+        if self.attn_type != AttentionType.DECODER:
+            return f"its attention is of type {self.attn_type}"
+        if self.alibi_slopes is not None or self.sinks is not None:
+            return "its attention has linear biases or sinks"
+        return None
 
     def forward(
         self,
@@ -84,7 +99,7 @@ class TreeAttentionImpl(CPUAttentionBackendImpl):  # type: ignore[misc]
     ) -> torch.Tensor:
         forward: TreeForward | None = getattr(attn_metadata, "tree_forward", None)
         if forward is None or not forward.is_whole:
-            super().forward(
+            super().forward(  # pyright: ignore[reportAbstractUsage]
                 layer, query, key, value, kv_cache, attn_metadata, output, *args, **kwargs
             )
         if forward is not None:
@@ -94,40 +109,37 @@ class TreeAttentionImpl(CPUAttentionBackendImpl):  # type: ignore[misc]
                 attn_metadata.block_table,
                 forward.step,
                 output.view(query.shape),
-                layout=layer.isa,
-                scale=self.scale,
-                softcap=self.logits_soft_cap,
-                window=self.sliding_window,
+                **self.scoring(layer),
             )
         return output
 
 
-class TreeAttentionBackend(CPUAttentionBackend):  # type: ignore[misc]
-    """vLLM's CPU backend, whose layers know trees. Its name must stay CPU_ATTN."""
-
-    @staticmethod
-    def get_impl_cls() -> type[CPUAttentionBackendImpl]:
-        return TreeAttentionImpl
-
-    @staticmethod
-    def get_builder_cls() -> type[CPUAttentionMetadataBuilder]:
-        return TreeAttentionMetadataBuilder
+def _without_context(lengths: torch.Tensor, step: TreeStep) -> torch.Tensor:
+    """Returns the lengths of a batch's sequences, [requests], where trees have their rows only."""
+    requests, rows = (
+        torch.tensor(values, device=lengths.device, dtype=lengths.dtype)
+        for values in zip(*((tree.request, tree.num_rows) for tree in step.trees), strict=True)
+    )
+    return lengths.index_copy(0, requests.long(), rows)
 
 
 @contextmanager
-def registered_backend() -> Iterator[None]:
+def registered_backend(replaced: AttentionBackendEnum, backend: type) -> Iterator[None]:
     """Lets the layers of a model that is loaded meanwhile attend along trees.
 
     vLLM remembers which class a backend's name stands for. Another engine of the process must
     neither leave its class to this one nor get this one's.
+
+    Args:
+        replaced: what `backend` stands in for; both have the same name.
+        backend: a backend of ours.
     """
-    path = f"{TreeAttentionBackend.__module__}.{TreeAttentionBackend.__qualname__}"
-    register_backend(AttentionBackendEnum.CPU_ATTN, path)
+    register_backend(replaced, f"{backend.__module__}.{backend.__qualname__}")
     _cached_get_attn_backend.cache_clear()
     try:
         yield
     finally:
-        AttentionBackendEnum.CPU_ATTN.clear_override()
+        replaced.clear_override()
         _cached_get_attn_backend.cache_clear()
 
 
@@ -137,6 +149,8 @@ def model_obstacle(model_config: Any) -> str | None:
         return "it is an encoder and a decoder"
     if model_config.uses_mrope:
         return "its rows have positions in several dimensions, and a tree's are its depths"
+    if model_config.rswa_window is not None:
+        return "its attention window starts after a part of the prompt that is always seen"
     return None
 
 
@@ -148,27 +162,4 @@ def layers_without_trees(static_forward_context: Mapping[str, Any]) -> dict[str,
 
 def _obstacle(layer: Any) -> str | None:
     impl = getattr(layer, "impl", None)
-    if not isinstance(impl, TreeAttentionImpl):
-        return "it is no plain attention"
-    if impl.attn_type != AttentionType.DECODER:
-        return f"its attention is of type {impl.attn_type}"
-    if impl.alibi_slopes is not None or impl.sinks is not None:
-        return "its attention has linear biases or sinks"
-    if impl.is_fp8_kv_cache:
-        return "its KV cache is quantised"
-    return None
-
-
-def cache_layout(static_forward_context: Mapping[str, Any]) -> str:
-    """Returns the layout of a model's KV caches, one of `layouts.LAYOUTS`.
-
-    Raises:
-        ValueError: the layers have several, or one that AdaSeek does not know.
-    """
-    found = sorted({layer.isa for layer in static_forward_context.values()})
-    if len(found) != 1 or found[0] not in LAYOUTS:
-        raise ValueError(
-            f"its KV caches are laid out for {', '.join(found)} kernels, but trees need one of "
-            f"{', '.join(LAYOUTS)}"
-        )
-    return str(found[0])
+    return impl.obstacle() if isinstance(impl, TreeAttention) else "it is no plain attention"

@@ -1,7 +1,6 @@
-"""A worker and model runner of vLLM's that verify trees (vLLM 0.32, model runner V1).
+"""A model runner of vLLM's that verifies trees, on any device (vLLM 0.32, model runner V1).
 
-Each override calls the original. vllm/v1/worker/cpu_worker.py, cpu_model_runner.py and
-gpu_model_runner.py hold the originals.
+Each override calls the original, which vllm/v1/worker/gpu_model_runner.py holds for CPUs as well.
 """
 
 from __future__ import annotations
@@ -10,27 +9,25 @@ import time
 from collections.abc import Sequence
 from dataclasses import replace
 from itertools import chain
-from typing import Any, cast
+from typing import Any, ClassVar, cast
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from vllm.logger import init_logger
+from vllm.v1.attention.backends.registry import AttentionBackendEnum
 from vllm.v1.outputs import LogprobsTensors, SamplerOutput
-from vllm.v1.worker.cpu_model_runner import CPUModelRunner
-from vllm.v1.worker.cpu_worker import CPUWorker
+from vllm.v1.worker.gpu_model_runner import GPUModelRunner
 
 from adaseek_vllm._compat.tree_attention import (
-    TreeAttentionMetadataBuilder,
     TreeForward,
-    cache_layout,
+    TreeMetadataBuilder,
     layers_without_trees,
     model_obstacle,
     registered_backend,
 )
 from adaseek_vllm._compat.tree_sampling import narrowed
 from adaseek_vllm.config import FeatureSettingsError
-from adaseek_vllm.token_tree.cost import measured_widths
 from adaseek_vllm.token_tree.kernels import Kernel, best_kernel
 from adaseek_vllm.token_tree.metrics import TreeMetrics
 from adaseek_vllm.token_tree.proposer import TreeProposer
@@ -41,7 +38,7 @@ from adaseek_vllm.token_tree.tree import TreeTokens
 from adaseek_vllm.token_tree.verify import Verified, batch_walk
 
 # vLLM's classes are not followed by every type checker, hence the ignored subclassing below.
-__all__ = ["TreeCPUModelRunner", "TreeCPUWorker"]
+__all__ = ["TreeModelRunner"]
 
 _NO_TOKEN = -1
 _REPORT_INTERVAL_S = 10.0
@@ -50,8 +47,12 @@ _REPORT_INTERVAL_S = 10.0
 _logger = init_logger("vllm.adaseek.token_tree")
 
 
-class TreeCPUModelRunner(CPUModelRunner):  # type: ignore[misc]
-    """Runs trees through the target model, walks them, and moves what was accepted into place."""
+class TreeModelRunner(GPUModelRunner):  # type: ignore[misc]
+    """Goes before a runner of vLLM's; runs trees through the target model, walks them, and moves
+    what was accepted into place."""
+
+    tree_backend: ClassVar[tuple[AttentionBackendEnum, type]]
+    """The attention backend of vLLM's that is replaced, and what replaces it."""
 
     # Set once the KV caches are there.
     _layout: str
@@ -63,7 +64,7 @@ class TreeCPUModelRunner(CPUModelRunner):  # type: ignore[misc]
     # One step's drafts and trees; set by `_prepare_inputs`, read until the step's end.
     _drafts: list[TreeTokens]
     _accepted: list[tuple[int, ...]]
-    _forward: TreeForward | None
+    _forward: TreeForward | None = None
     _started_s: float
     _is_decoding: bool
 
@@ -71,22 +72,38 @@ class TreeCPUModelRunner(CPUModelRunner):  # type: ignore[misc]
     def _proposer(self) -> TreeProposer:
         return cast(TreeProposer, self.drafter)
 
+    def _cache_layout(self) -> str:
+        """Returns the layout of the model's KV caches, one of `layouts.LAYOUTS`.
+
+        Raises:
+            ValueError: it is none of them.
+        """
+        raise NotImplementedError
+
     def load_model(self, *args: Any, **kwargs: Any) -> None:
         if (reason := model_obstacle(self.model_config)) is not None:
             raise _unusable(reason)
-        with registered_backend():
+        with registered_backend(*self.tree_backend):
             super().load_model(*args, **kwargs)
         layers = self.compilation_config.static_forward_context
         for name, reason in layers_without_trees(layers).items():
             # A causal mask over a tree's rows would accept wrong tokens without a sign of it.
             raise _unusable(f"layer {name} does not attend along trees, because {reason}")
 
-    def initialize_kv_cache(self, *args: Any, **kwargs: Any) -> None:
-        super().initialize_kv_cache(*args, **kwargs)
+    def initialize_kv_cache(
+        self,
+        kv_cache_config: Any,
+        is_profiling: bool = False,
+        kv_cache_allocation_context: Any = None,
+    ) -> None:
+        super().initialize_kv_cache(kv_cache_config, is_profiling, kv_cache_allocation_context)
+        if is_profiling:
+            # These caches are freed again, so nothing may hold them.
+            return
         layers = self.compilation_config.static_forward_context
         self._metrics, self._stats, self._step_stats = TreeMetrics(), TreeStats(), TreeStats()
         try:
-            self._layout = cache_layout(layers)
+            self._layout = self._cache_layout()
         except ValueError as error:
             raise _unusable(str(error)) from error
         self._kernel = best_kernel(self._layout)
@@ -111,14 +128,17 @@ class TreeCPUModelRunner(CPUModelRunner):  # type: ignore[misc]
         self._forward = None
         if trees:
             step = TreeStep(tuple(trees))
-            rows = torch.from_numpy(step.rows)
             # After the slots were computed from them: a row's slot follows its number, its
             # position its depth.
-            self.positions[rows] += torch.from_numpy(step.position_shifts)
+            self.positions[self._placed(step.rows)] += self._placed(step.position_shifts)
             self._forward = TreeForward(step, self._kernel, len(request_ids))
         # What a step costs is learned from steps that hold nothing but drafts.
         self._is_decoding = len(num_scheduled_tokens) + sum(map(len, self._drafts)) == ends[-1]
         return prepared
+
+    def _placed(self, array: NDArray[np.int64]) -> torch.Tensor:
+        """Returns a copy on the runner's device."""
+        return torch.from_numpy(array).to(self.device)
 
     def _request_tree(self, index: int, draft: TreeTokens, end: int) -> RequestTree:
         num_tokens = int(self.optimistic_seq_lens_cpu[index])
@@ -130,7 +150,7 @@ class TreeCPUModelRunner(CPUModelRunner):  # type: ignore[misc]
         forward = self._forward if kwargs.get("use_spec_decode") else None
         for group in chain.from_iterable(self.attn_groups):
             builder = group.get_metadata_builder()
-            assert isinstance(builder, TreeAttentionMetadataBuilder), type(builder)
+            assert isinstance(builder, TreeMetadataBuilder), type(builder)
             builder.tree_forward = forward
         return super()._build_attention_metadata(*args, **kwargs)
 
@@ -170,7 +190,7 @@ class TreeCPUModelRunner(CPUModelRunner):  # type: ignore[misc]
                 metadata = narrowed(self, metadata, requests, paths)
             # Indexing copies, and the sampler works in place.
             sampled = self.sampler(
-                logits=logits[torch.from_numpy(first_rows[requests] + np.asarray(rows))],
+                logits=logits[self._placed(first_rows[requests] + np.asarray(rows))],
                 sampling_metadata=metadata,
             )
             taken.append((list(requests), sampled))
@@ -213,7 +233,7 @@ class TreeCPUModelRunner(CPUModelRunner):  # type: ignore[misc]
         return VerifiedRows(
             tokens=np.array(tokens),
             previous=np.array(previous),
-            successors=self._kernel.top_tokens(logits, num_successors).numpy(),
+            successors=self._kernel.top_tokens(logits, num_successors).cpu().numpy(),
             said=np.full(len(tokens), _NO_TOKEN),
         )
 
@@ -225,20 +245,6 @@ class TreeCPUModelRunner(CPUModelRunner):  # type: ignore[misc]
             said[[first, *(first + row for row in one.rows)]] = one.tokens
             first += len(draft) + 1
         return said
-
-    def measure_steps(self) -> None:
-        """Measures what steps cost by their rows, without attention: that is learned later."""
-        settings = self._proposer.settings
-        max_rows = min(self.max_num_tokens, self.max_num_reqs * (1 + settings.num_nodes), 128)
-        if settings.budget == "cost" and max_rows > 1:
-            costs = measured_widths(max_rows, self._dummy_seconds)
-            self._proposer.step_cost.measure(costs)
-
-    def _dummy_seconds(self, num_rows: int) -> float:
-        began_s = time.perf_counter()
-        hidden_states, _ = self._dummy_run(num_rows)
-        self.model.compute_logits(hidden_states[:num_rows])
-        return time.perf_counter() - began_s
 
     def _walkable_drafts(self) -> list[TreeTokens]:
         """The step's drafts; none where vLLM's sampler cannot be asked for a part of the batch."""
@@ -254,7 +260,7 @@ class TreeCPUModelRunner(CPUModelRunner):  # type: ignore[misc]
             return
         pairs = moves(forward.step, [one.rows for one in verified])
         if pairs.shape[1]:
-            rows = torch.from_numpy(forward.step.rows[pairs])
+            rows = self._placed(forward.step.rows[pairs])
             for group, caches in enumerate(self._caches):
                 slots = self.input_batch.block_table[group].slot_mapping.gpu
                 sources, targets = slots[rows].long()
@@ -273,11 +279,13 @@ class TreeCPUModelRunner(CPUModelRunner):  # type: ignore[misc]
         for index, request_id in enumerate(batch.req_ids):
             num_rows = scheduler_output.num_scheduled_tokens[request_id]
             end += num_rows
+            rows = self._kept_rows(index, end - num_rows, end)
             request = DraftRequest(
                 request_id=request_id,
                 tokens=batch.token_ids_cpu[index, : batch.num_tokens_no_spec[index]],
                 num_new_tokens=len(sampled_token_ids[index]),
-                hidden=hidden_states[self._kept_rows(index, end - num_rows, end)],
+                # Sources that read them run on CPUs.
+                hidden=hidden_states[rows] if hidden_states.is_cpu else None,
                 first_hidden=int(self.optimistic_seq_lens_cpu[index]) - num_rows,
             )
             requests.append(request)
@@ -298,22 +306,6 @@ class TreeCPUModelRunner(CPUModelRunner):  # type: ignore[misc]
     def _input_fits_in_drafter(self, common_attn_metadata: Any) -> bool:
         # The scheduler cuts a tree that would run past the longest sequence.
         return True
-
-
-class TreeCPUWorker(CPUWorker):  # type: ignore[misc]
-    """vLLM's CPU worker with a runner that verifies trees."""
-
-    def init_device(self) -> None:
-        super().init_device()
-        runner = self.model_runner
-        assert type(runner) is CPUModelRunner, type(runner)
-        # The runner is made inside a long method, so its class is changed before anything ran.
-        runner.__class__ = TreeCPUModelRunner
-
-    def compile_or_warm_up_model(self) -> Any:
-        # Before vLLM sets its random seed.
-        self.model_runner.measure_steps()
-        return super().compile_or_warm_up_model()
 
 
 def _unusable(reason: str) -> FeatureSettingsError:
@@ -339,11 +331,15 @@ def _merged(
     tokens = torch.full((len(verified), num_columns), _NO_TOKEN, dtype=torch.int32)
     for request, one in enumerate(verified):
         tokens[request, : len(one.tokens)] = torch.tensor(one.tokens, dtype=torch.int32)
+    tokens = tokens.to(taken[0][1].sampled_token_ids.device)
     parts = [output.logprobs_tensors for _, output in taken]
     if parts[0] is None or num_columns == 1:
         return SamplerOutput(sampled_token_ids=tokens, logprobs_tensors=parts[0])
     # [requests * columns, ...], of which vLLM keeps the rows that have a token.
-    places = [torch.tensor(requests) * num_columns + at for at, (requests, _) in enumerate(taken)]
+    places = [
+        torch.tensor(requests, device=tokens.device) * num_columns + at
+        for at, (requests, _) in enumerate(taken)
+    ]
     ids, logprobs, ranks = (
         _scattered([part[field] for part in parts if part is not None], places, tokens.numel())
         for field in range(3)

@@ -28,7 +28,7 @@ def narrowed(
         requests: indices in the batch.
         paths: the tokens emitted in this step for each of them.
     """
-    index = torch.tensor(requests)
+    index = torch.tensor(requests, device=runner.device)
 
     def rows(tensor: torch.Tensor | None) -> torch.Tensor | None:
         return None if tensor is None else tensor[index]

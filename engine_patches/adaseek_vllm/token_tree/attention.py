@@ -1,4 +1,4 @@
-"""Attention of tree rows over a paged KV cache, in plain torch.
+"""Attention of tree rows over a paged KV cache, in plain torch on any device.
 
 Shape legend: r tree rows, h KV heads, g query heads per KV head, d head size, b blocks,
 n tokens of the sequence (context, root, nodes).
@@ -51,7 +51,7 @@ def tree_attention(
         scores_hqn = softcap * torch.tanh(scores_hqn / softcap)
     groups = num_heads // num_kv_heads
     seen_qn = allowed_keys(tree, window=window).repeat_interleave(groups, dim=0)
-    scores_hqn.masked_fill_(~seen_qn, float("-inf"))
+    scores_hqn.masked_fill_(~seen_qn.to(scores_hqn.device), float("-inf"))
     output_hqd = torch.softmax(scores_hqn, dim=-1) @ values_hnd.float()
     output_rhgd = output_hqd.view(num_kv_heads, num_rows, groups, size).transpose(0, 1)
     return output_rhgd.reshape(num_rows, num_heads, size).to(query_rhgd.dtype)

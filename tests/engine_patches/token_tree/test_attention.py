@@ -11,7 +11,7 @@ import pytest
 torch = pytest.importorskip("torch")
 ops = pytest.importorskip("vllm._custom_ops")
 
-from adaseek_vllm.token_tree import TreeTokens  # noqa: E402
+from adaseek_vllm.token_tree import TreeTokens, layouts  # noqa: E402
 from adaseek_vllm.token_tree.attention import allowed_keys  # noqa: E402
 from adaseek_vllm.token_tree.kernels import (  # noqa: E402
     Kernel,
@@ -283,6 +283,37 @@ def test_moved_rows_are_what_vllm_would_have_written(
     ops.cpu_attn_reshape_and_cache(wanted, wanted * 2, *halves(expected), slots, layout)
     kernel.move_rows([before], sources, targets, layout=layout)
     assert torch.equal(before, expected)
+
+
+def test_plain_torch_reads_the_layout_of_gpus() -> None:
+    case = Case(70, random_tree(12, 5), size=80)
+    cache, blocks = case.cache(case.key, case.value)
+    output = torch.empty_like(case.query)
+    TorchKernel().attend(
+        case.query,
+        torch.cat(layouts.by_slot(cache, "vec"), dim=-1),
+        blocks[None],
+        TreeStep((case.tree,)),
+        output,
+        layout=layouts.GPU_LAYOUT,
+        scale=case.scale,
+        softcap=0.0,
+        window=-1,
+    )
+    torch.testing.assert_close(output.double(), dense(case), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("heads_first", [True, False])
+def test_moved_rows_in_the_layout_of_gpus(heads_first: bool) -> None:
+    rows = torch.randn(3, BLOCK, 2, 160)
+    cache = rows.transpose(1, 2)
+    if heads_first:
+        cache = cache.contiguous()
+    expected = rows.flatten(0, 1).clone()
+    sources, targets = torch.tensor([[9, 8], [40, 9], [95, 33]]).T
+    expected[targets] = expected[sources]
+    TorchKernel().move_rows([cache], sources, targets, layout=layouts.GPU_LAYOUT)
+    assert torch.equal(cache.transpose(1, 2).flatten(0, 1), expected)
 
 
 @pytest.mark.parametrize("softcap", [0.0, 5.0])

