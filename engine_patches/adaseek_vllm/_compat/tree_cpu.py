@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, cast
 
 from vllm.v1.attention.backends.cpu_attn import (
     CPUAttentionBackend,
@@ -84,9 +84,9 @@ class TreeCPUModelRunner(TreeModelRunner, CPUModelRunner):  # type: ignore[misc]
             self._proposer.step_cost.measure(costs)
 
     def _dummy_seconds(self, num_rows: int) -> float:
-        began_s = time.perf_counter()
+        began_s, model = time.perf_counter(), cast(Any, self.model)
         hidden_states, _ = self._dummy_run(num_rows)
-        self.model.compute_logits(hidden_states[:num_rows])
+        model.compute_logits(hidden_states[:num_rows])
         return time.perf_counter() - began_s
 
 
@@ -101,8 +101,10 @@ class TreeCPUWorker(CPUWorker):  # type: ignore[misc]
         runner.__class__ = TreeCPUModelRunner
 
     def compile_or_warm_up_model(self) -> Any:
+        runner = self.model_runner
+        assert isinstance(runner, TreeCPUModelRunner), type(runner)
         # Before vLLM sets its random seed.
-        self.model_runner.measure_steps()
+        runner.measure_steps()
         return super().compile_or_warm_up_model()
 
 

@@ -17,12 +17,14 @@ INTERRUPTED = 130
 class _Failure(click.ClickException):
     """An AdaSeek error as one line on standard error."""
 
-    def __init__(self, error: AdaseekError) -> None:
-        super().__init__(str(error))
-        self.exit_code = INTERRUPTED if isinstance(error, RunInterrupted) else 1
-
     def show(self, file: IO[Any] | None = None) -> None:
         click.echo(f"error: {self.message}", file=file, err=file is None)
+
+
+class _Interrupted(_Failure):
+    """The same for a command that was asked to end."""
+
+    exit_code = INTERRUPTED
 
 
 class Command(click.Command):
@@ -40,4 +42,5 @@ class Command(click.Command):
         except AdaseekError as error:
             if wants_traceback:
                 raise
-            raise _Failure(error) from error
+            failure = _Interrupted if isinstance(error, RunInterrupted) else _Failure
+            raise failure(str(error)) from error
