@@ -232,7 +232,7 @@ class TuningRun:
             self._validation[record.number]["latency"] = timed["latency"]
 
     def _finalists(self) -> list[Record]:
-        """Returns who stands for each objective, then the best of each, at most as planned.
+        """Returns the best of each objective, then who comes close for less, at most as planned.
 
         By what is believed of them, not by what was seen: the luckiest must not win.
         """
@@ -244,8 +244,8 @@ class TuningRun:
         points = belief.scaled()
         axes = range(len(self.archive.objectives))
         total = points.sum(axis=1)
-        order = [belief.frugal(axis) for axis in axes]
-        order += [min(range(len(front)), key=lambda i: (points[i, a], total[i])) for a in axes]
+        order = [min(range(len(front)), key=lambda i: (points[i, a], total[i])) for a in axes]
+        order += [belief.frugal(axis) for axis in axes]
         order += sorted(range(len(front)), key=lambda i: float(total[i]))
         return [front[i] for i in dict.fromkeys(order)][: self._plan.num_finalists]
 

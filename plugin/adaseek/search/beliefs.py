@@ -59,10 +59,10 @@ class Belief:
         return np.asarray(np.nan_to_num((self.points - low) / span, nan=0.0, posinf=1.0))
 
     def frugal(self, axis: int) -> int:
-        """Returns the index of the record that stands for objective `axis`.
+        """Returns the index of the record that comes close to the best of `axis` for least.
 
         Of those within a standard error of the best it is the best in the other objectives: a
-        difference that cannot be seen is not worth its price.
+        difference that cannot be seen may not be worth its price.
 
         Source: the one-standard-error rule (Breiman et al., Classification and Regression Trees,
         1984, section 3.4.3).
