@@ -138,6 +138,7 @@ def test_connector_is_set_and_what_it_may_do_follows_the_settings(patched: None)
     assert host["kv_connector_extra_config"] == {
         "cpu_bytes_to_use": 2 * 2**20,
         "inflight_fraction": 0.125,
+        "tenant_fraction": 0.25,
         "emulate_gbps": 12,
     }
 
