@@ -232,22 +232,11 @@ class TuningRun:
             self._validation[record.number]["latency"] = timed["latency"]
 
     def _finalists(self) -> list[Record]:
-        """Returns the best of each objective, then who comes close for less, at most as planned.
-
-        By what is believed of them, not by what was seen: the luckiest must not win.
-        """
+        """Returns the front's most promising records, at most as planned."""
         front = [r for r in self.archive.front() if r.number != 0 and not self._is_original(r)]
         front = self.archive.most_promising(front)
-        if not front:
-            return []
-        belief = self.search.beliefs.about(front)
-        points = belief.scaled()
-        axes = range(len(self.archive.objectives))
-        total = points.sum(axis=1)
-        order = [min(range(len(front)), key=lambda i: (points[i, a], total[i])) for a in axes]
-        order += [belief.frugal(axis) for axis in axes]
-        order += sorted(range(len(front)), key=lambda i: float(total[i]))
-        return [front[i] for i in dict.fromkeys(order)][: self._plan.num_finalists]
+        order = self.search.beliefs.about(front).order()
+        return [front[i] for i in order[: self._plan.num_finalists]]
 
     # Runs ---------------------------------------------------------------------------------
 

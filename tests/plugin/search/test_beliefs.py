@@ -95,7 +95,7 @@ def test_a_config_without_hope_leaves_even_if_it_races_alone():
     assert archive.records[-1].state == "eliminated"
 
 
-def test_of_qualities_that_cannot_be_told_apart_the_cheaper_stands_for_quality():
+def test_what_is_validated_first_is_the_best_of_each_objective_then_who_comes_close_for_less():
     # One success more in ten is within a standard error; eight more in ten are not.
     archive = archive_of(
         ("a", "0", alternating(1, 10), 1.0, "complete"),
@@ -105,4 +105,5 @@ def test_of_qualities_that_cannot_be_told_apart_the_cheaper_stands_for_quality()
     belief = beliefs(archive).about(archive.records)
     assert belief.points[:, 0].argmin() == 2
     assert belief.frugal(0) == 1
-    assert belief.frugal(1) == 0
+    assert belief.order() == [2, 0, 1]
+    assert beliefs(archive).about([]).order() == []
