@@ -8,7 +8,7 @@ from typing import Any  # Any: DSPy is untyped
 
 import dspy
 from adaseek.errors import ConfigurationError, choices
-from adaseek.recipe import Ensemble, Recipe, Setting, member_id, owner_id
+from adaseek.recipe import Ensemble, Recipe, Setting, Subtask, member_id, owner_id
 from adaseek.workflow import Workflow
 
 from adaseek_dspy._compat import BaseModule
@@ -18,6 +18,7 @@ from adaseek_dspy._naming import is_dynamic
 from adaseek_dspy._settings import Models, changed_signature, check_applicable, typed_demos
 from adaseek_dspy._translate import translate
 from adaseek_dspy._walk import Found, walk
+from adaseek_dspy.decompose import DecomposedPredict, given_results, subtask_signature
 from adaseek_dspy.ensemble import EnsemblePredict, Reward, judge_signature
 
 __all__ = ["Applied", "apply", "apply_to_copy", "exchanged"]
@@ -30,7 +31,7 @@ class Applied:
     Attributes:
         program: the copy; each predictor's `stage` is the id of its step, and DSPy keeps it when
             it copies predictors at run time.
-        steps: ids of all its language-model steps, ensemble members included.
+        steps: ids of all its language-model steps, ensemble members and subtasks included.
         shared: paths of attributes that copy and original share because they cannot be copied.
     """
 
@@ -116,8 +117,29 @@ class _Applier:
         self._rewards = rewards
 
     def apply(self, step: str, predictor: Any) -> Any:
-        """Changes `predictor` as the recipe says; returns it, or the ensemble in its place."""
+        """Changes `predictor` as the recipe says; returns it, or the module in its place."""
         setting = self._recipe.setting(step)
+        if setting.decompose is None:
+            return self._answering(step, predictor, setting)
+        return self._decomposed(step, predictor, setting, setting.decompose)
+
+    def _decomposed(
+        self, step: str, predictor: Any, setting: Setting, split: tuple[Subtask, ...]
+    ) -> Any:
+        own = predictor.signature
+        task = changed_signature(own, Setting(instructions=setting.instructions))
+        subtasks = []
+        for index, subtask in enumerate(split):
+            made = dspy.Predict(subtask_signature(task, split, index))
+            made.lm = predictor.lm
+            name = member_id(step, subtask.name)
+            changes = Setting(model=setting.model).merge(self._recipe.setting(name))
+            subtasks.append(self._apply(name, made, changes))
+        predictor.signature = given_results(own, split)
+        answering = self._answering(step, predictor, replace(setting, decompose=None))
+        return DecomposedPredict(subtasks, answering, own)
+
+    def _answering(self, step: str, predictor: Any, setting: Setting) -> Any:
         if setting.ensemble is None:
             return self._apply(step, predictor, setting)
         return self._ensemble(step, predictor, _member_base(setting), setting.ensemble)

@@ -63,7 +63,7 @@ def _renamed(own: Any, reference: ModelRef) -> Any:
 
 def check_applicable(step: str, setting: Setting, signature: Any) -> None:
     """Raises `ConfigurationError` if `setting` holds something that `step` cannot take."""
-    for name in ("steps", "ensemble"):
+    for name in ("decompose", "ensemble"):
         if getattr(setting, name) is not None:
             raise ConfigurationError(
                 f"The recipe sets `{name}` at step `{step}`, but the DSPy adapter does not apply "

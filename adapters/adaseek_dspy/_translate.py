@@ -28,7 +28,9 @@ __all__ = [
 ]
 
 FRAMEWORK = "dspy"
-COGS: tuple[str, ...] = ("ensemble", "model", "params", "reasoning", "few_shot", "instructions")
+COGS: tuple[str, ...] = (
+    *("ensemble", "decompose", "model", "params", "reasoning", "few_shot", "instructions"),
+)
 REASONING_FIELDS = {"chain_of_thought": "reasoning", "plan": "plan"}
 """Setting.reasoning -> the output field that is put before the answer."""
 
@@ -117,7 +119,8 @@ def dynamic_lm_step(signature: Any) -> Step:
     """
     step = dynamic_step(signature)
     blocked = dict(_blocked_by_signature(signature))
-    blocked["ensemble"] = "it is not part of the program's attributes, so it cannot be replaced"
+    absent = "it is not part of the program's attributes, so it cannot be replaced"
+    blocked |= dict.fromkeys(("ensemble", "decompose"), absent)
     if step in _INTERNAL:
         blocked = dict.fromkeys(COGS, _INTERNAL[step])
     return Step(
@@ -168,6 +171,7 @@ def _blocked(
         kind = type(module).__name__
         if kind in _SAMPLERS:
             yield "ensemble", f"`{name or 'self'}` ({kind}) already samples this step several times"
+            yield "decompose", f"`{name or 'self'}` ({kind}) would do its subtasks for each sample"
             num_inside = sum(is_inside(other, name) for other in found.predictors)
             if num_inside > 1:
                 yield (

@@ -23,6 +23,7 @@ from adaseek.setting import (
     Ensemble,
     Reasoning,
     Setting,
+    Subtask,
     check_shape,
     member_id,
     owner_id,
@@ -38,6 +39,7 @@ __all__ = [
     "Reasoning",
     "Recipe",
     "Setting",
+    "Subtask",
     "member_id",
     "owner_id",
 ]
@@ -235,22 +237,18 @@ def _original(step: Step) -> dict[str, Any]:
 
 
 def _without(setting: Setting, example_id: str) -> Setting:
-    """Returns `setting` itself if nothing in it, or in its own steps, comes from `example_id`."""
+    """Returns `setting` itself if nothing in it comes from `example_id`."""
     if any(demo.source == example_id for demo in setting.demos or ()):
         demos = tuple(d for d in setting.demos or () if d.source != example_id)
-        setting = replace(setting, demos=demos)
-    steps = {name: _without(step, example_id) for name, step in (setting.steps or {}).items()}
-    if any(steps[name] is not step for name, step in (setting.steps or {}).items()):
-        setting = replace(setting, steps=steps)
+        return replace(setting, demos=demos)
     return setting
 
 
 def _wanted_rewards(settings: Mapping[str, Setting]) -> Iterable[tuple[str, str]]:
-    """Yields step and name of every reward function that is needed, inside replaced steps too."""
+    """Yields step and name of every reward function that is needed."""
     for step, setting in settings.items():
         if setting.ensemble is not None and setting.ensemble.aggregate == "best_of":
             yield step, setting.ensemble.reward
-        yield from _wanted_rewards(setting.steps or {})
 
 
 def _differences(recipe: Recipe, steps: Mapping[str, Step]) -> Iterable[str]:

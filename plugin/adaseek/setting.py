@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from functools import cached_property
@@ -18,6 +19,7 @@ __all__ = [
     "Ensemble",
     "Reasoning",
     "Setting",
+    "Subtask",
     "check_shape",
     "member_id",
     "owner_id",
@@ -32,6 +34,7 @@ Aggregate = Literal["majority", "judge", "best_of"]
 _REASONINGS = get_args(Reasoning)
 # Written once: a search makes settings by the hundred thousand.
 _REASONING_RULE = f"must be one of {choices(_REASONINGS)}"
+_RESERVED_MEMBERS = ("all", "judge")
 
 
 @dataclass(frozen=True)
@@ -67,6 +70,30 @@ class Ensemble:
 
 
 @dataclass(frozen=True)
+class Subtask:
+    """A part of a step's task that is done before it, in a model call of its own.
+
+    It is the step `member_id(step, name)`, which may have a setting of its own (its model, for
+    one), is given what the step is given and the results of the subtasks before it, and answers
+    in free text.
+
+    Attributes:
+        name: names its result in prompts and reports.
+        instructions: what to do, said to the model.
+    """
+
+    name: str
+    instructions: str
+
+    def __post_init__(self) -> None:
+        valid = isinstance(self.name, str) and re.fullmatch(r"[a-z][a-z0-9_]*", self.name)
+        rule = f"must be lower-case letters, digits and `_`, and not {choices(_RESERVED_MEMBERS)}"
+        require(bool(valid) and self.name not in _RESERVED_MEMBERS, "subtask.name", self.name, rule)
+        told = isinstance(self.instructions, str) and bool(self.instructions.strip())
+        require(told, "subtask.instructions", self.instructions, "must say what to do")
+
+
+@dataclass(frozen=True)
 class Setting:
     """What changes at one step. A field that is None leaves the program as it is.
 
@@ -77,8 +104,9 @@ class Setting:
         model: the model to call.
         params: sampling parameters (temperature, max_tokens ...).
         ensemble: run several members and combine their answers.
-        steps: replaces this step by several, in this order (step id suffix -> setting). No
-            built-in cog makes them, and an adapter that cannot run them refuses the recipe.
+        decompose: the subtasks to do first, in this order; the step itself, with all its other
+            settings, then answers from its inputs and their results. They follow the step's
+            model unless their own setting names another.
         engine: serving options that the step asks for (used by `adaseek serve --recipe`).
     """
 
@@ -88,13 +116,16 @@ class Setting:
     model: ModelRef | None = None
     params: Mapping[str, Any] | None = None
     ensemble: Ensemble | None = None
-    steps: Mapping[str, Setting] | None = None
+    decompose: tuple[Subtask, ...] | None = None
     engine: Mapping[str, Any] | None = None
 
     def __post_init__(self) -> None:
         valid = self.reasoning is None or self.reasoning in _REASONINGS
         require(valid, "reasoning", self.reasoning, _REASONING_RULE)
-        require(self.steps is None or bool(self.steps), "steps", self.steps, "must name a step")
+        if self.decompose is not None:
+            names = [subtask.name for subtask in self.decompose]
+            require(bool(names), "decompose", self.decompose, "must hold a subtask")
+            require(len(set(names)) == len(names), "decompose", names, "must have distinct names")
 
     @property
     def is_empty(self) -> bool:
@@ -128,8 +159,8 @@ class Setting:
                 body[name] = [{"values": dict(d.values), "source": d.source} for d in value]
             elif name in ("model", "ensemble"):
                 body[name] = asdict(value)
-            elif name == "steps":
-                body[name] = {key: setting.to_json() for key, setting in value.items()}
+            elif name == "decompose":
+                body[name] = [asdict(subtask) for subtask in value]
             else:
                 body[name] = dict(value) if isinstance(value, Mapping) else value
         return body
@@ -158,13 +189,14 @@ class Setting:
             values["model"] = _read(ModelRef, "model", body["model"])
         if "ensemble" in values:
             values["ensemble"] = _read(Ensemble, "ensemble", body["ensemble"])
-        if "steps" in values:
-            values["steps"] = {k: cls.from_json(v) for k, v in body["steps"].items()}
+        if "decompose" in values:
+            values["decompose"] = tuple(_read(Subtask, "decompose", s) for s in body["decompose"])
         return cls(**values)
 
 
 def member_id(step: str, member: int | str) -> str:
-    """Returns the step id of one member (or of the `judge`) of the ensemble at `step`."""
+    """Returns the step id of one member (or the `judge`) of the ensemble at `step`, or of one of
+    its subtasks by name."""
     return f"{step}#{member}"
 
 
@@ -175,8 +207,8 @@ def owner_id(step: str) -> str:
 
 _SHAPES: Mapping[str, type] = {
     "instructions": str,
-    "demos": list,
-    **dict.fromkeys(("model", "params", "ensemble", "steps", "engine"), Mapping),
+    **dict.fromkeys(("demos", "decompose"), list),
+    **dict.fromkeys(("model", "params", "ensemble", "engine"), Mapping),
 }
 """Setting -> the JSON type that it has in a file."""
 

@@ -17,6 +17,7 @@ from adaseek.recipe import (
     Ensemble,
     Recipe,
     Setting,
+    Subtask,
     member_id,
     owner_id,
 )
@@ -29,7 +30,10 @@ words = st.text(st.characters(codec="utf-8"), max_size=8)
 scalars = st.none() | st.booleans() | st.integers() | st.floats(-10, 10) | words
 demos = st.builds(Demo, st.dictionaries(words, scalars, max_size=3), st.sampled_from("abc"))
 params = st.dictionaries(words, scalars, max_size=3)
-flat_settings = st.builds(
+subtasks = st.builds(
+    Subtask, st.sampled_from(["facts", "draft", "step_2"]), words.map("Do {}".format)
+)
+settings = st.builds(
     Setting,
     instructions=st.none() | words,
     demos=st.none() | st.lists(demos, max_size=3).map(tuple),
@@ -44,12 +48,9 @@ flat_settings = st.builds(
         st.floats(0, 2),
         words,
     ),
+    decompose=st.none()
+    | st.lists(subtasks, min_size=1, max_size=2, unique_by=lambda s: s.name).map(tuple),
     engine=st.none() | params,
-)
-settings = st.builds(
-    lambda setting, steps: replace(setting, steps=steps),
-    flat_settings,
-    st.none() | st.dictionaries(ids, flat_settings, min_size=1, max_size=2),
 )
 recipes = st.builds(
     Recipe,
@@ -112,7 +113,7 @@ def test_setting_of_a_step_that_the_recipe_leaves_alone_is_empty() -> None:
 @given(settings, settings)
 def test_merge_takes_what_the_other_sets(mine: Setting, other: Setting) -> None:
     merged = mine.merge(other)
-    for name in ("instructions", "demos", "reasoning", "model", "ensemble", "steps"):
+    for name in ("instructions", "demos", "reasoning", "model", "ensemble", "decompose"):
         theirs = getattr(other, name)
         assert getattr(merged, name) == (getattr(mine, name) if theirs is None else theirs)
     assert mine.merge(Setting()) == mine == Setting().merge(mine)
@@ -133,7 +134,7 @@ def test_no_demo_of_the_example_is_left_anywhere(recipe: Recipe, example: str) -
         before = recipe.settings[step]
         kept = [demo for demo in before.demos or () if demo.source != example]
         assert list(setting.demos or ()) == kept
-        assert replace(setting, demos=None, steps=None) == replace(before, demos=None, steps=None)
+        assert replace(setting, demos=None) == replace(before, demos=None)
 
 
 @given(recipes)
@@ -184,10 +185,8 @@ def test_an_unbound_recipe_is_refused_by_a_workflow_without_its_step() -> None:
         Recipe({"rerank#0": Setting(reasoning="plan")}).check(workflow())
 
 
-@pytest.mark.parametrize("nested", [False, True])
-def test_a_reward_that_is_missing_is_refused_with_those_there_are(nested: bool) -> None:
-    best = Setting(ensemble=Ensemble(3, "best_of", reward="short"))
-    recipe = Recipe({"answer": Setting(steps={"first": best}) if nested else best})
+def test_a_reward_that_is_missing_is_refused_with_those_there_are() -> None:
+    recipe = Recipe({"answer": Setting(ensemble=Ensemble(3, "best_of", reward="short"))})
     recipe.check_rewards({"short": len})
     Recipe({"answer": Setting(ensemble=Ensemble(3))}).check_rewards({})
     with pytest.raises(ConfigurationError, match="'short' rates highest, but `rewards` has none"):
@@ -261,18 +260,21 @@ def test_json_that_is_no_recipe_is_refused(body: object) -> None:
 @pytest.mark.parametrize(
     ("setting", "message"),
     [
-        ({"temprature": 1}, "`temprature` is unknown; known are 'demos'"),
+        ({"temprature": 1}, "`temprature` is unknown; known are 'decompose', 'demos'"),
         ({"reasoning": "tree"}, "must be one of 'off', 'chain_of_thought', 'plan'"),
         ({"ensemble": {"num_members": 3, "aggregate": "vote"}}, "must be one of 'majority'"),
         ({"ensemble": {"num_members": 0}}, "`num_members` is 0"),
         ({"ensemble": {"size": 3}}, "`ensemble` is"),
         ({"model": {"name": "m"}}, "`model` is"),
         ({"demos": [{"question": "q"}]}, "`demos` is"),
-        ({"steps": {"a": {"nope": 1}}}, "`nope` is unknown"),
-        ({"steps": {}}, "`steps` is {}, but must name a step"),
-        ({"steps": {"a": {"steps": {}}}}, "`steps` is {}, but must name a step"),
-        ({"steps": ["a"]}, r"`steps` is \[\"a\"\], but must be an object"),
-        ({"steps": {"a": 3}}, "the setting is 3, but must be an object"),
+        ({"decompose": []}, r"`decompose` is \(\), but must hold a subtask"),
+        ({"decompose": {"a": "Do."}}, "`decompose` is .*, but must be a list"),
+        ({"decompose": ["Do."]}, "`decompose` is"),
+        ({"decompose": [{"name": "a"}]}, "`decompose` is"),
+        ({"decompose": [{"name": "A b", "instructions": "Do."}]}, "`subtask.name` is 'A b'"),
+        ({"decompose": [{"name": "judge", "instructions": "Do."}]}, "not 'all', 'judge'"),
+        ({"decompose": [{"name": "a", "instructions": " "}]}, "`subtask.instructions` is ' '"),
+        ({"decompose": [{"name": "a", "instructions": "Do."}] * 2}, "must have distinct names"),
         ({"demos": {}}, "`demos` is {}, but must be a list"),
         ({"params": 3}, "`params` is 3, but must be an object"),
         ({"instructions": 3}, "`instructions` is 3, but must be a text"),

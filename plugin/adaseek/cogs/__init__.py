@@ -1,6 +1,7 @@
 """Cogs: the tuning methods, one file each, and the search space that they span."""
 
 from adaseek.cogs.base import Cog, CogContext, Completion, DynamicCog, Option, Proposer, Run
+from adaseek.cogs.decompose import DecomposeCog
 from adaseek.cogs.ensemble import EnsembleCog
 from adaseek.cogs.few_shot import FewShotCog
 from adaseek.cogs.instructions import InstructionsCog
@@ -13,6 +14,7 @@ __all__ = [
     "Cog",
     "CogContext",
     "Completion",
+    "DecomposeCog",
     "DynamicCog",
     "EnsembleCog",
     "FewShotCog",
@@ -34,6 +36,7 @@ def default_cogs() -> tuple[Cog, ...]:
     """Returns the cogs of a run that names none: everything that needs no choice of the user.
 
     `ModelCog` has nothing to choose from without a model menu, nor `InstructionsCog` without a
-    proposal model; `ParamsCog` needs values and is therefore not among them.
+    proposal model; `ParamsCog` needs values and is therefore not among them, nor is
+    `DecomposeCog`: more calls for every run pay at few steps only.
     """
     return (EnsembleCog(), ModelCog(), ReasoningCog(), FewShotCog(), InstructionsCog())

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from adaseek.cogs.base import CogContext, Run
-from adaseek.recipe import Recipe, member_id, owner_id
+from adaseek.recipe import Recipe, owner_id
 from adaseek.voting import majority_index
 from adaseek.workflow import Call, Step, Trace
 
@@ -33,10 +33,9 @@ def usable_calls(step: Step, trace: Trace) -> list[Call]:
     plain = [call for call in calls if call.step == owner]
     if plain:
         return plain
-    judge = member_id(owner, "judge")
     rounds: list[list[Call]] = []  # the copies of one round have the same inputs
     for call in calls:
-        if call.step != judge:
+        if call.step.rpartition("#")[2].isdecimal():  # neither the judge nor a subtask
             known = next((copies for copies in rounds if copies[0].inputs == call.inputs), None)
             if known is None:
                 rounds.append(known := [])

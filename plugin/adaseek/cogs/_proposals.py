@@ -15,7 +15,15 @@ from adaseek.recipe import owner_id
 from adaseek.voting import normalised
 from adaseek.workflow import Example, Field, Signature, Step, Workflow
 
-__all__ = ["ANGLES", "Failure", "cleaned", "improvement_prompt", "objection", "opening_prompt"]
+__all__ = [
+    "ANGLES",
+    "Failure",
+    "cleaned",
+    "improvement_prompt",
+    "objection",
+    "opening_prompt",
+    "step_text",
+]
 
 ANGLES = (
     "Make them precise: say what a good answer holds and what it leaves out.",
@@ -84,7 +92,7 @@ def opening_prompt(
     workflow: Workflow, step: Step, train: Sequence[Example], *, angle: str, num_words: int
 ) -> str:
     """Returns the prompt for a first proposal, made from the program and the data alone."""
-    return _step_text(workflow, step, train, _signature(step).instructions) + _TASK.format(
+    return step_text(workflow, step, train, _signature(step).instructions) + _TASK.format(
         angle=angle, num_words=num_words
     )
 
@@ -104,7 +112,7 @@ def improvement_prompt(
     """Returns the prompt for a successor of `instructions`, made from runs that went wrong."""
     shown = "\n".join(_failure_text(i + 1, failure) for i, failure in enumerate(failures))
     return (
-        _step_text(workflow, step, train, instructions)
+        step_text(workflow, step, train, instructions)
         + _RESULTS.format(score=score, num_runs=num_runs, failures=shown)
         + _TASK.format(angle=angle, num_words=num_words)
     )
@@ -153,7 +161,8 @@ def objection(
     return f"it gives away an example: {leak!r}" if leak else None
 
 
-def _step_text(workflow: Workflow, step: Step, train: Sequence[Example], instructions: str) -> str:
+def step_text(workflow: Workflow, step: Step, train: Sequence[Example], instructions: str) -> str:
+    """Returns what every proposal is told: the program, the step, its fields and the data."""
     signature = _signature(step)
     return _STEP.format(
         program=_program_text(workflow, step),

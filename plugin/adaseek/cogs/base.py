@@ -25,8 +25,10 @@ class Option:
     Attributes:
         key: names the option within its cog and step, stable over runs.
         setting: what it changes at the step; an empty setting leaves the program as it is.
-        members: ids of the steps that exist only under this option (an ensemble's copies); they
-            take the place of the step for every cog of the inner layers.
+        members: the steps that exist only under this option (an ensemble's copies); they take the
+            place of the step for every cog of the inner layers.
+        extras: steps that exist only under this option beside the step (its subtasks); the cogs
+            of the inner layers may tune them too.
         expected_cost: workflow cost relative to the original step, e.g. 3.0 for three copies.
         label: what reports call it; empty: its key. An added option keeps its label when the
             search gives it the key of a slot.
@@ -35,6 +37,7 @@ class Option:
     key: str
     setting: Setting = field(default_factory=Setting)
     members: tuple[Step, ...] = ()
+    extras: tuple[Step, ...] = ()
     expected_cost: float = 1.0
     label: str = ""
 

@@ -27,7 +27,7 @@ _NEEDS = {
     "model": "model",
     "params": "params",
     "ensemble": "ensemble",
-    "steps": "decompose",
+    "decompose": "decompose",
 }
 """Field of a setting -> the built-in cog that a step must allow for the field to be changed.
 
@@ -150,10 +150,10 @@ class OptionTable:
                 f"but its `num_slots` is {knob.dimension.num_slots}."
             )
         reason = _unsupported(knob.cog, knob.step, options)
-        if reason or any(option.members for option in options):
+        if reason or any(option.members or option.extras for option in options):
             raise PluginError(
                 f"The cog `{knob.cog.name}` added an option to `{dimension}` that cannot be used: "
-                f"{reason or 'only options known at the start may have members'}."
+                f"{reason or 'only options known at the start may have members or extras'}."
             )
         filled = {
             knob.dimension.slot(used + i): replace(
@@ -264,9 +264,10 @@ def _keep(
 
 
 def _places(step: Step, structure: Sequence[Knob], members: Members) -> list[_Place]:
+    extras = [place for knob in structure for place in _extra_places(knob)]
     replacing = next((knob for knob in structure if _has_members(knob)), None)
     if replacing is None:
-        return [_Place(step, {"": (step.id,)})]
+        return [_Place(step, {"": (step.id,)}), *extras]
     parent = replacing.dimension.name
     own = {key: (step.id,) for key, option in replacing.options.items() if not option.members}
     groups: list[tuple[Step, dict[str, tuple[str, ...]]]] = []
@@ -282,7 +283,18 @@ def _places(step: Step, structure: Sequence[Knob], members: Members) -> list[_Pl
     for face, targets in groups:
         named = replace(face, id=_group_id(step.id, targets, len(places)))
         places.append(_Place(named, targets, parent))
-    return places
+    return [*places, *extras]
+
+
+def _extra_places(knob: Knob) -> list[_Place]:
+    """Returns the steps that options of `knob` put beside the step, each under its options."""
+    steps: dict[str, Step] = {}
+    targets: dict[str, dict[str, tuple[str, ...]]] = {}
+    for key, option in knob.options.items():
+        for step in option.extras:
+            steps.setdefault(step.id, step)
+            targets.setdefault(step.id, {})[key] = (step.id,)
+    return [_Place(step, targets[name], knob.dimension.name) for name, step in steps.items()]
 
 
 def _group_id(step: str, targets: Mapping[str, tuple[str, ...]], index: int) -> str:
@@ -364,9 +376,9 @@ def _check_options(cog: Cog, step: Step, options: Sequence[Option]) -> None:
         broken = "must have distinct keys"
     elif any(key.startswith("added-") for key in keys):
         broken = "must not have keys that begin with 'added-': those name slots"
-    elif options and (options[0].members or not options[0].setting.is_empty):
+    elif options and (options[0].members or options[0].extras or not options[0].setting.is_empty):
         broken = "must begin with one that leaves the step as it is"
-    elif cog.family != "structure" and any(option.members for option in options):
-        broken = "must not have members, unless the cog's family is 'structure'"
+    elif cog.family != "structure" and any(o.members or o.extras for o in options):
+        broken = "must not have members or extras, unless the cog's family is 'structure'"
     if broken:
         raise PluginError(f"The options of the cog `{cog.name}` at `{step.id}` ({keys}) {broken}.")

@@ -52,8 +52,8 @@ def _summary(setting: Setting) -> Iterable[str]:
         yield f"reasoning {_words(setting.reasoning)}"
     if setting.ensemble is not None:
         yield f"ensemble of {setting.ensemble.num_members}"
-    if setting.steps is not None:
-        yield f"split into {len(setting.steps)} steps"
+    if setting.decompose is not None:
+        yield f"{_count(len(setting.decompose), 'subtask')} first"
     if setting.instructions is not None:
         yield "instructions"
     if setting.demos is not None:
@@ -74,9 +74,9 @@ def _setting_body(original: Step | None, setting: Setting) -> Html:
         parts.append(_prompt(before, setting.instructions))
     if setting.demos:
         parts.append(_demos(setting.demos))
-    for name, part in (setting.steps or {}).items():
-        body = _setting_body(None, part)
-        parts.append(details(f"new step {name}: {', '.join(_summary(part))}", body, class_="step"))
+    if setting.decompose:
+        subtasks = [[subtask.name, subtask.instructions] for subtask in setting.decompose]
+        parts.append(table("Subtasks done first", ["Subtask", "Instructions"], subtasks))
     return join(*parts)
 
 

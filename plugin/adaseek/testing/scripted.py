@@ -31,7 +31,9 @@ from adaseek.workflow import (
 
 __all__ = ["ScriptedAdapter", "ScriptedOutcome", "ScriptedProgram"]
 
-COGS = frozenset({"ensemble", "model", "params", "reasoning", "few_shot", "instructions"})
+COGS = frozenset(
+    {"ensemble", "decompose", "model", "params", "reasoning", "few_shot", "instructions"}
+)
 
 
 @dataclass(frozen=True)

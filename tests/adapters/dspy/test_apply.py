@@ -181,12 +181,6 @@ def test_a_recipe_survives_its_file(two_steps: Any, lm: Any, tmp_path: Path) -> 
     assert loaded.fingerprint == recipe.fingerprint
 
 
-def test_replacing_a_step_by_several_is_refused(two_steps: Any) -> None:
-    recipe = Recipe({"a": Setting(steps={"first": Setting(instructions="x")})})
-    with pytest.raises(ConfigurationError, match="`steps` at step `a`"):
-        apply(two_steps, recipe)
-
-
 def test_different_models_inside_a_sampler_are_refused(two_steps: Any, lm: Any) -> None:
     sampler = dspy.BestOfN(two_steps, 2, lambda a, p: 0.0, 1.0)
     one = Recipe({"module.a": Setting(model=ModelRef("openai/m2", lm.kwargs["api_base"]))})

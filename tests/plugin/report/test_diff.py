@@ -5,7 +5,7 @@ from __future__ import annotations
 import html
 import re
 
-from adaseek.recipe import Demo, Ensemble, Recipe, Setting
+from adaseek.recipe import Demo, Ensemble, Recipe, Setting, Subtask
 from adaseek.report.diff import changed_steps, recipe_diff, recipe_words
 from adaseek.workflow import ModelRef, Workflow
 
@@ -63,11 +63,11 @@ def test_removed_demos_are_a_change(workflow: Workflow) -> None:
     assert "|1 demo||0 demos|" in shown(workflow, answer=Setting(demos=()))
 
 
-def test_a_split_step_shows_its_parts(workflow: Workflow) -> None:
-    parts = {"plan": Setting(instructions="Plan."), "do": Setting(instructions="Do.")}
-    text = shown(workflow, answer=Setting(steps=parts))
-    assert "split into 2 steps" in text
-    assert "new step plan: instructions" in text and "[+Plan.+]" in text
+def test_subtasks_are_shown_with_their_instructions(workflow: Workflow) -> None:
+    split = (Subtask("facts", "List them."), Subtask("check", "Check them."))
+    text = shown(workflow, answer=Setting(decompose=split))
+    assert "2 subtasks first" in text
+    assert "|facts||List them.|" in text and "|check||Check them.|" in text
 
 
 def test_members_of_an_ensemble_belong_to_their_step(workflow: Workflow) -> None:
