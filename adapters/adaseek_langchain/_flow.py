@@ -22,18 +22,29 @@ from langchain_core.language_models import BaseChatModel
 from langchain_core.messages import AIMessage, BaseMessage, HumanMessage, SystemMessage
 from langchain_core.messages.ai import add_usage
 
-from adaseek_langchain._request import (
+from adaseek_langchain._chat import ChatRequest, is_constrained
+from adaseek_langchain._request import rewritten
+from adaseek_langchain._turns import (
     REASONING_KEY,
-    ChatRequest,
     answer_after,
     asks_for_reasoning,
-    is_constrained,
     reasoning_alone,
-    rewritten,
     split_reasoning,
+    subtask_alone,
 )
 
-__all__ = ["Ask", "Flow", "Reply", "Reward", "adrive", "drive", "ensemble_flow", "step_flow"]
+__all__ = [
+    "Ask",
+    "Flow",
+    "Reply",
+    "Results",
+    "Reward",
+    "adrive",
+    "drive",
+    "ensemble_flow",
+    "split_flow",
+    "step_flow",
+]
 
 Reply = AIMessage | Exception
 Reward = Callable[[Mapping[str, Any], Any], float]
@@ -55,6 +66,9 @@ class Ask:
 
 
 Flow = Generator[list[Ask], list[Reply], AIMessage]
+
+Results = tuple[tuple[str, str], ...]
+"""Instructions and answer of each subtask, in order."""
 
 
 def drive(flow: Flow, ask: Callable[[Ask], AIMessage]) -> AIMessage:
@@ -125,6 +139,33 @@ def step_flow(ask: Ask, reasoning: Reasoning | None) -> Flow:
         return _answered(reply.model_copy(update={"content": parts[1]}), parts[0], [])
     second = yield [replace(ask, request=answer_after(request, reply.text))]
     return _answered(_success(second[0]), reply.text, [reply])
+
+
+def split_flow(
+    subtasks: Sequence[tuple[Ask, str]],
+    answering: Callable[[Results], Flow],
+    *,
+    needs_all: bool = True,
+) -> Flow:
+    """Asks the subtasks one after the other, then for the answer that `answering` gives on them.
+
+    Args:
+        subtasks: the step's request, to be made for each subtask, and what to do.
+        needs_all: whether a failed subtask fails the step; else it goes on without its result.
+    """
+    results: Results = ()
+    replies: list[AIMessage] = []
+    for ask, instructions in subtasks:
+        request = subtask_alone(ask.request, instructions, results)
+        (reply,) = yield [replace(ask, request=request)]
+        if isinstance(reply, Exception):
+            if needs_all:
+                raise reply
+            continue
+        results = (*results, (instructions, reply.text))
+        replies.append(reply)
+    answer = yield from answering(results)
+    return _with_usage(answer, replies)
 
 
 def ensemble_flow(

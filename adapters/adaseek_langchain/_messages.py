@@ -18,8 +18,8 @@ from langchain_core.messages import (
 )
 from langchain_core.messages.tool import tool_call_chunk
 
-from adaseek_langchain._request import split_reasoning
 from adaseek_langchain._seam import INPUT, OUTPUT, TOOL_CALLS
+from adaseek_langchain._turns import split_reasoning
 
 __all__ = [
     "answer_chunk",

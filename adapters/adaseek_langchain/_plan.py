@@ -2,27 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any  # Any: reward functions are the user's
 
 from adaseek.errors import ConfigurationError, RecipeMismatchError, choices
-from adaseek.recipe import Ensemble, Recipe, Setting, member_id, owner_id
+from adaseek.recipe import Ensemble, Recipe, Setting, Subtask, member_id, owner_id
 from adaseek.workflow import Step
 from langchain_core.language_models import BaseChatModel
 
-from adaseek_langchain._flow import Ask, Flow, ensemble_flow, step_flow
+from adaseek_langchain._chat import ChatRequest, is_constrained, leading_text
+from adaseek_langchain._flow import Ask, Flow, Results, ensemble_flow, split_flow, step_flow
 from adaseek_langchain._menu import Models, call_arguments, fixed_form, tools_for
-from adaseek_langchain._request import (
-    ChatRequest,
-    check_applicable,
-    fills_in,
-    is_constrained,
-    leading_text,
-    rewritten,
-)
+from adaseek_langchain._request import fills_in, rewritten
 from adaseek_langchain._seam import Request
 from adaseek_langchain._steps import Observation, lm_step
+from adaseek_langchain._turns import with_results
 
 __all__ = ["Plan", "Tuning", "check_settings", "plan"]
 
@@ -65,28 +60,69 @@ def plan(request: Request, tuning: Tuning) -> Plan | None:
     setting = tuning.recipe.settings.get(request.step)
     if setting is None or replace(setting, engine=None).is_empty:
         return None  # what the engine is asked for is not said per request
-    check_applicable(request.step, setting)
+    if setting.decompose is not None:
+        return _split(request, setting, setting.decompose, tuning)
+    return _answering(request, setting, tuning)
+
+
+def _answering(request: Request, setting: Setting, tuning: Tuning, results: Results = ()) -> Plan:
+    """Returns how the step answers, given the `results` of its subtasks."""
     if setting.ensemble is not None:
-        return _ensemble(request, setting, setting.ensemble, tuning)
-    ask = _ask(request, request.step, setting, tuning)
+        return _ensemble(request, setting, setting.ensemble, tuning, results)
+    ask = _ask(request, request.step, setting, tuning, results)
     if setting.reasoning in (None, "off"):
         return Plan(ask)
     return Plan(ask, lambda: step_flow(ask, setting.reasoning))
 
 
-def _ask(request: Request, step: str, setting: Setting, tuning: Tuning) -> Ask:
+def _split(request: Request, setting: Setting, split: Sequence[Subtask], tuning: Tuning) -> Plan:
+    own = replace(setting, decompose=None)
+    # Instructions are the task; demos would show the answer to the whole of it.
+    told = Setting(instructions=setting.instructions, model=setting.model)
+    subtasks = [
+        (
+            _subtask(request, member_id(request.step, subtask.name), told, tuning),
+            subtask.instructions,
+        )
+        for subtask in split
+    ]
+
+    def answering(results: Results) -> Flow:
+        plan = _answering(request, own, tuning, results)
+        return plan.flow() if plan.flow is not None else step_flow(plan.ask, None)
+
+    # What cannot be applied is refused before the first subtask is asked.
+    without_subtasks = _answering(request, own, tuning)
+    return Plan(
+        without_subtasks.ask,
+        lambda: split_flow(subtasks, answering, needs_all=tuning.needs_all),
+    )
+
+
+def _subtask(request: Request, step: str, told: Setting, tuning: Tuning) -> Ask:
+    own = tuning.recipe.setting(step)
+    setting = told.merge(Setting(model=own.model, params=own.params))
+    ask = _ask(request, step, setting, tuning)
+    _check_free(step, "decompose", "a subtask", ask.model)
+    return ask
+
+
+def _ask(
+    request: Request, step: str, setting: Setting, tuning: Tuning, results: Results = ()
+) -> Ask:
     """Returns the request of `step` (or of one member) with everything but reasoning applied."""
     model = request.model
     if setting.model is not None:
         model = tuning.models.get(setting.model, model)
     if setting.reasoning not in (None, "off"):
-        _check_reasoning(step, setting, model)
+        _check_free(step, "reasoning", "reasoning", model)
     kwargs = dict(tools_for(model, request.model, request.kwargs))
     if setting.params:
         kwargs |= call_arguments(setting.params, model)
     known = _fitting_step(request, tuning)
     chat = ChatRequest(request.messages, kwargs)
-    return Ask(step, model, rewritten(chat, replace(setting, params=None), known))
+    asked = rewritten(chat, replace(setting, params=None), known)
+    return Ask(step, model, with_results(asked, results))
 
 
 def _fitting_step(request: Request, tuning: Tuning) -> Step | None:
@@ -123,21 +159,26 @@ def _seen_step(request: Request, original: Mapping[str, Any]) -> Step:
     return lm_step([seen], template if fits else None, num_demos)
 
 
-def _check_reasoning(step: str, setting: Setting, model: BaseChatModel) -> None:
+def _check_free(step: str, name: str, what: str, model: BaseChatModel) -> None:
+    """Raises if `model` itself fixes the form of its answers, so that they cannot be `what`."""
     fixed = fixed_form(model)
     if is_constrained(fixed):
         raise ConfigurationError(
-            f"The recipe sets `reasoning` to '{setting.reasoning}' at step `{step}`, but its chat "
-            f"model is made with {choices(sorted(fixed))}, which leaves no room for reasoning. "
-            "Bind those arguments to the call instead, or remove `reasoning` from that step."
+            f"The recipe sets `{name}` at step `{owner_id(step)}`, but its chat model is made with "
+            f"{choices(sorted(fixed))}, which leaves no room for {what}. Bind those arguments to "
+            f"the call instead, or remove `{name}` from that step."
         )
 
 
-def _ensemble(request: Request, setting: Setting, ensemble: Ensemble, tuning: Tuning) -> Plan:
+def _ensemble(
+    request: Request, setting: Setting, ensemble: Ensemble, tuning: Tuning, results: Results
+) -> Plan:
     # The ensemble's own temperature replaces the step's.
     params = {k: v for k, v in (setting.params or {}).items() if k != "temperature"}
     base = replace(setting, ensemble=None, params=params or None)
-    members = [_member(request, i, base, ensemble, tuning) for i in range(ensemble.num_members)]
+    members = [
+        _member(request, i, base, ensemble, tuning, results) for i in range(ensemble.num_members)
+    ]
     judge_id = member_id(request.step, "judge")
     judge_setting = tuning.recipe.setting(judge_id)
     judge = None
@@ -163,13 +204,17 @@ def _ensemble(request: Request, setting: Setting, ensemble: Ensemble, tuning: Tu
 
 
 def _member(
-    request: Request, index: int, base: Setting, ensemble: Ensemble, tuning: Tuning
+    request: Request,
+    index: int,
+    base: Setting,
+    ensemble: Ensemble,
+    tuning: Tuning,
+    results: Results,
 ) -> tuple[Ask, Any]:
     step = member_id(request.step, index)
     setting = base.merge(tuning.recipe.setting(step))
-    check_applicable(step, setting)
     drawn = Setting(params={"temperature": ensemble.temperature})
-    ask = _ask(request, step, drawn.merge(setting), tuning)
+    ask = _ask(request, step, drawn.merge(setting), tuning, results)
     return _as_rollout(ask, index), setting.reasoning
 
 
@@ -205,6 +250,5 @@ def _reward(step: str, ensemble: Ensemble, tuning: Tuning) -> Any:
 def check_settings(tuning: Tuning) -> None:
     """Raises `ConfigurationError` if a setting cannot be applied, whatever the call."""
     for step, setting in tuning.recipe.settings.items():
-        check_applicable(step, setting)
         if setting.ensemble is not None:
             _reward(step, setting.ensemble, tuning)

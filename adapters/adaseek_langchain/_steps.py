@@ -33,7 +33,9 @@ __all__ = [
 
 FRAMEWORK = "langchain"
 
-COGS = frozenset({"instructions", "few_shot", "reasoning", "model", "params", "ensemble"})
+COGS = frozenset(
+    {"instructions", "few_shot", "reasoning", "model", "params", "ensemble", "decompose"}
+)
 """The built-in cogs that the adapter can apply to a chat-model call."""
 
 OutputForm = Literal["text", "fields", "json_schema", "tool_calls"]

@@ -355,11 +355,6 @@ def test_a_plain_function_cannot_carry_a_recipe() -> None:
         apply(lambda given: given, Recipe())
 
 
-def test_a_setting_that_no_request_can_take_is_refused_at_once(server: LoopbackServer) -> None:
-    with pytest.raises(ConfigurationError, match="`steps` at step"):
-        apply(part(server), Recipe({"2.lm": Setting(steps={"a": Setting()})}))
-
-
 # The copying itself
 
 

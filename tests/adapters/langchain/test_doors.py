@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
-from adaseek.recipe import Demo, Recipe, Setting
+from adaseek.recipe import Demo, Recipe, Setting, Subtask
 from adaseek.testing.loopback import LoopbackServer, Reply
 from adaseek.workflow import Workflow
 
@@ -85,7 +85,9 @@ def a_recipe(workflow: Workflow) -> Recipe:
     """Returns a recipe for the program's one model step, by way of its JSON form."""
     (step,) = workflow.lm_steps()
     setting = Setting(
-        instructions="Say a colour.", demos=(Demo({"input": "crow", "output": '{"name": "k"}'}),)
+        instructions="Say a colour.",
+        demos=(Demo({"input": "crow", "output": '{"name": "k"}'}),),
+        decompose=(Subtask("facts", "List the colours that are named."),),
     )
     recipe = Recipe({step.id: setting}).bind(workflow)
     return Recipe.from_json(json.loads(json.dumps(recipe.to_json())))
@@ -157,7 +159,7 @@ def test_new_instructions_keep_the_format_that_the_parser_relies_on(server: Loop
     assert step.signature.instructions == "Answer about {topic}.\n{format}"
     sent = through_each_door(server, "parsed", a_recipe(workflow))
     for bodies in sent.values():
-        (body,) = bodies
+        *_, body = bodies  # a subtask is asked first
         system = body["messages"][0]["content"]
         assert "JSON schema" in system
         assert "birds" in system

@@ -241,7 +241,7 @@ def test_the_step_must_be_clear() -> None:
 
 
 def test_a_setting_that_cannot_be_applied_is_refused_at_once() -> None:
-    with pytest.raises(ConfigurationError, match="`steps`"):
-        AdaSeekMiddleware(recipe(steps={"a": Setting()}))
+    with pytest.raises(ConfigurationError, match="`rewards` has none"):
+        AdaSeekMiddleware(recipe(ensemble=Ensemble(2, "best_of", reward="short")))
     with pytest.raises(ConfigurationError, match="`rewards` has none"):
         AdaSeekMiddleware(recipe(ensemble=Ensemble(2, "best_of", reward="r")))

@@ -12,18 +12,16 @@ pytest.importorskip("langchain_core")
 from adaseek.errors import ConfigurationError
 from adaseek.recipe import Demo, Setting
 from adaseek.workflow import Field, Signature, Step
-from adaseek_langchain._request import (
-    CONSTRAINTS,
-    ChatRequest,
+from adaseek_langchain._chat import CONSTRAINTS, ChatRequest, is_constrained
+from adaseek_langchain._demos import demo_messages
+from adaseek_langchain._request import fills_in, rewritten
+from adaseek_langchain._turns import (
     answer_after,
     asks_for_reasoning,
-    check_applicable,
-    demo_messages,
-    fills_in,
-    is_constrained,
     reasoning_alone,
-    rewritten,
     split_reasoning,
+    subtask_alone,
+    with_results,
 )
 from hypothesis import given
 from hypothesis import strategies as st
@@ -281,9 +279,26 @@ def test_reasoning_is_cut_at_the_last_marker(text: str, expected: Any) -> None:
         assert found == expected
 
 
-def test_a_step_of_several_steps_is_refused() -> None:
-    with pytest.raises(ConfigurationError, match="`steps` at step `s`"):
-        check_applicable("s", Setting(steps={"a": Setting()}))
+def test_a_subtask_is_asked_behind_the_earlier_ones_and_free_of_every_constraint() -> None:
+    tool = {"type": "function", "function": {"name": "f"}}
+    request = ChatRequest((HumanMessage("q"),), {"tools": [tool], "stop": ["x"], "top_p": 0.5})
+    asked = subtask_alone(request, "List it.", [("Find it.", "found"), ("Check it.", "")])
+    assert asked.kwargs == {"top_p": 0.5}
+    told = [(message.type, message.text.partition("\n")[0]) for message in asked.messages]
+    first = "First do only this part of the task, which prepares the rest:"
+    assert told == [
+        ("human", "q"),
+        ("human", f"{first} Find it."),
+        ("ai", "found"),
+        ("human", f"{first} Check it."),
+        ("ai", "..."),
+        ("human", f"{first} List it."),
+    ]
+    answering = with_results(request, [("Find it.", "found")])
+    assert answering.kwargs == request.kwargs
+    assert answering.messages[:3] == asked.messages[:3]
+    assert "respond to the whole task" in answering.messages[3].text
+    assert with_results(request, []) is request
 
 
 @given(

@@ -15,9 +15,10 @@ from adaseek.recipe import Demo, Ensemble, Recipe, Setting
 from adaseek.testing.loopback import LoopbackServer, Reply
 from adaseek.workflow import ModelRef
 from adaseek_langchain import AdaSeekHook
+from adaseek_langchain._chat import ChatRequest
 from adaseek_langchain._flow import Ask, adrive, drive, step_flow
 from adaseek_langchain._interpose import uninstall
-from adaseek_langchain._request import REASONING_KEY, ChatRequest
+from adaseek_langchain._turns import REASONING_KEY
 from langchain_core.language_models.fake_chat_models import FakeListChatModel
 from langchain_core.messages import AIMessage, HumanMessage
 from langchain_core.output_parsers import JsonOutputParser, StrOutputParser
