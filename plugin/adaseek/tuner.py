@@ -18,7 +18,7 @@ from optuna.storages import BaseStorage
 
 from adaseek._canonical import fingerprint
 from adaseek.budget import SIZES, BudgetPlan, automatic_budget, plan_budget
-from adaseek.cogs import default_cogs
+from adaseek.cogs import known_cogs
 from adaseek.cogs.base import Cog, CogContext, Completion, Proposer
 from adaseek.cogs.space import OptionTable, build_space
 from adaseek.errors import ConfigurationError, choices, require
@@ -302,11 +302,7 @@ class Tuner:
         return objectives
 
     def _cogs(self, setup: Setup) -> tuple[Cog, ...]:
-        if self.cogs is not None:
-            return tuple(self.cogs)
-        added: list[Cog] = []
-        setup.hooks.hook.adaseek_cogs(add=added.append)
-        return (*default_cogs(), *added)
+        return known_cogs(setup.hooks) if self.cogs is None else tuple(self.cogs)
 
     def _limits(self, budget: int | None) -> Limits:
         return Limits(budget, self.max_cost_usd, self.max_tokens, self.max_seconds)

@@ -27,7 +27,7 @@ from adaseek.workflow import Edge, Example, Field, ModelRef, Signature, Step, Wo
 OPTIONS = {
     "tune": "--train --val --metric --inputs --model --prices --reward --seed --threads "
     "--budget --auto --objectives --constraint --max-cost-usd --max-seconds --run-dir "
-    "--no-instructions --quiet --debug --help",
+    "--no-instructions --decompose --quiet --debug --help",
     "evaluate": "--data --metric --inputs --model --prices --reward --seed --threads --recipe "
     "--json --debug --help",
     "inspect": "--json --mermaid --probe --debug --help",
@@ -249,6 +249,7 @@ def test_tune_hands_everything_to_the_tuner(run: Run, tuner: FakeTuner, folder: 
         "prices": {"big": {"input": 1.0, "output": 2.0}},
         "seed": 5,
         "num_threads": 3,
+        "cogs": None,
         "constraints": [Constraint("cost", 0.01), Constraint("latency", 0.8, relative=True)],
         "objectives": ["quality", "cost"],
         "run_dir": Path("runs/x"),
@@ -268,10 +269,16 @@ def test_tune_hands_everything_to_the_tuner(run: Run, tuner: FakeTuner, folder: 
 
 def test_what_is_not_given_is_left_to_the_tuner(run: Run, tuner: FakeTuner) -> None:
     assert run(*TUNE, "--no-instructions").code == 0
-    names = ("constraints", "objectives", "run_dir", "proposer", "budget", "auto", "prices")
+    names = ("constraints", "objectives", "run_dir", "proposer", "budget", "auto", "prices", "cogs")
     assert {name: tuner.settings[name] for name in names} == dict.fromkeys(names)
     assert tuner.settings["verbose"] is True
     assert tuner.calls[0]["valset"] is None
+
+
+def test_decompose_is_one_cog_more(run: Run, tuner: FakeTuner) -> None:
+    assert run(*TUNE, "--decompose").code == 0
+    names = [cog.name for cog in tuner.settings["cogs"]]
+    assert names[-1] == "decompose" and "few_shot" in names and len(set(names)) == len(names)
 
 
 def test_tune_prints_the_table_and_writes_the_report(run: Run, result: TuningResult) -> None:

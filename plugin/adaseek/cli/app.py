@@ -154,6 +154,11 @@ def _evaluation_options(command: Callable[..., Any]) -> Callable[..., Any]:
     is_flag=True,
     help="Do not let the program's own model propose instructions.",
 )
+@click.option(
+    "--decompose",
+    is_flag=True,
+    help="Also try to do parts of a step's task first, in calls of their own.",
+)
 @click.option("--quiet", is_flag=True, help="Show no progress.")
 def tune(
     program: str,
@@ -171,6 +176,7 @@ def tune(
     objectives: str | None,
     run_dir: Path | None,
     no_instructions: bool,
+    decompose: bool,
     quiet: bool,
     **limits: Any,
 ) -> int:
@@ -179,12 +185,14 @@ def tune(
     Writes journal.db, result.json, recipe.json and report.html to the run's folder, and prints
     the original against the recommended program.
     """
+    from adaseek.cogs import DecomposeCog, known_cogs
     from adaseek.tuner import Tuner  # brings the search: slow to import
 
     target = load.program(program)
     tuner = Tuner(
         load.function(metric, "--metric"),
         models=list(models),
+        cogs=(*known_cogs(load_plugins()), DecomposeCog()) if decompose else None,
         prices=load.prices(prices),
         rewards=load.rewards(rewards),
         seed=seed,

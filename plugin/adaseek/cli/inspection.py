@@ -18,7 +18,7 @@ from adaseek.cli.show import (
     result_json,
     result_view,
 )
-from adaseek.cogs import CogContext, build_space, default_cogs
+from adaseek.cogs import CogContext, build_space, known_cogs
 from adaseek.cogs.base import Cog
 from adaseek.cogs.space import Refusal
 from adaseek.errors import ConfigurationError
@@ -62,8 +62,7 @@ def inspect_program(spec: str, *, as_json: bool, as_mermaid: bool, probe: bool) 
     if as_mermaid:
         click.echo(mermaid(workflow), nl=False)
         return
-    cogs = list(default_cogs())
-    hooks.hook.adaseek_cogs(add=cogs.append)
+    cogs = known_cogs(hooks)
     space, table = build_space(workflow, cogs, CogContext(workflow))
     refused = [_explained(refusal, workflow, cogs) for refusal in table.describe()]
     if as_json:

@@ -1,5 +1,7 @@
 """Cogs: the tuning methods, one file each, and the search space that they span."""
 
+from pluggy import PluginManager
+
 from adaseek.cogs.base import Cog, CogContext, Completion, DynamicCog, Option, Proposer, Run
 from adaseek.cogs.decompose import DecomposeCog
 from adaseek.cogs.ensemble import EnsembleCog
@@ -29,6 +31,7 @@ __all__ = [
     "Run",
     "build_space",
     "default_cogs",
+    "known_cogs",
 ]
 
 
@@ -40,3 +43,10 @@ def default_cogs() -> tuple[Cog, ...]:
     `DecomposeCog`: more calls for every run pay at few steps only.
     """
     return (EnsembleCog(), ModelCog(), ReasoningCog(), FewShotCog(), InstructionsCog())
+
+
+def known_cogs(hooks: PluginManager) -> tuple[Cog, ...]:
+    """Returns the default cogs and those that plugins add."""
+    added: list[Cog] = []
+    hooks.hook.adaseek_cogs(add=added.append)
+    return (*default_cogs(), *added)
