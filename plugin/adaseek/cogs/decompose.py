@@ -64,9 +64,7 @@ class DecomposeCog:
 
     def __post_init__(self) -> None:
         valid = "off" not in self.splits and all(self.splits.values())
-        require(
-            valid, "splits", dict(self.splits), "must name tuples of subtasks, none of them off"
-        )
+        require(valid, "splits", dict(self.splits), "must map keys other than 'off' to subtasks")
         require(self.num_proposals >= 0, "num_proposals", self.num_proposals, "must be >= 0")
         for name in ("num_words", "attempts"):
             require(getattr(self, name) >= 1, name, getattr(self, name), "must be >= 1")
