@@ -1,7 +1,7 @@
 """Tunes the RAG chain on two real models, served by vLLM on this machine.
 
-Both of its steps start on the larger model with plain prompts. AdaSeek looks for examples to show
-at either and tries the smaller model. Leaves a table, a recipe and a report in `--run-dir`.
+Both of its steps start on the cheaper model with plain prompts. AdaSeek looks for examples to show
+at either and tries the larger model. Leaves a table, a recipe and a report in `--run-dir`.
 """
 
 from __future__ import annotations
@@ -36,11 +36,11 @@ def main() -> None:
     run_dir = Path(arguments.run_dir)
     run_dir.mkdir(parents=True, exist_ok=True)
     with _models() as (large, small):
-        program = build(large)
+        program = build(small)
         optimizer = AdaSeek(
             metric,
             budget=arguments.budget,
-            models=[small],
+            models=[large],
             # Not latency: timing every finalist alone would take as long as the search.
             objectives=("quality", "cost"),
             prices=PRICES,
@@ -68,15 +68,15 @@ def _models() -> Iterator[tuple[ChatOpenAI, ChatOpenAI]]:
     """Yields the large and the small model; both may use all cores."""
     cores = sorted(os.sched_getaffinity(0))
     shared = {LARGE: cores, SMALL: cores}
-    with local_engines(shared, ports=PORTS, max_model_len=2048) as engines:
+    with local_engines(shared, ports=PORTS, max_model_len=4096) as engines:
         large, small = (chat_model(engine.model, engine.base_url) for engine in engines)
         yield large, small
 
 
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--budget", type=int, default=200, help="workflow runs (default: 200)")
-    parser.add_argument("--num-test", type=int, default=37, help="held-out examples (default: 37)")
+    parser.add_argument("--budget", type=int, default=670, help="workflow runs (default: 670)")
+    parser.add_argument("--num-test", type=int, default=80, help="held-out examples (default: 80)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--run-dir", default="runs/rag")
     return parser.parse_args()
