@@ -73,6 +73,7 @@ def leading_text(messages: Sequence[BaseMessage]) -> str:
 
 
 def with_added_instructions(messages: Sequence[BaseMessage], text: str) -> tuple[BaseMessage, ...]:
+    """Returns `messages` with `text` behind the first system message, or as one in front."""
     if not num_leading(messages):
         return (SystemMessage(text), *messages)
     first = messages[0]
@@ -80,6 +81,7 @@ def with_added_instructions(messages: Sequence[BaseMessage], text: str) -> tuple
 
 
 def text_of(message: BaseMessage) -> str:
+    """Returns what `message` says, its blocks of text one after the other."""
     content = message.content
     if isinstance(content, str):
         return content
