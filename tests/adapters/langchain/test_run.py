@@ -21,6 +21,7 @@ from adaseek.workflow import ModelRef, Trace
 pytest.importorskip("langchain")
 pytest.importorskip("langchain_openai")
 
+from adaseek_langchain import disable, enable
 from langchain.agents import create_agent
 from langchain_core.messages import HumanMessage
 from langchain_core.output_parsers import StrOutputParser
@@ -104,6 +105,19 @@ def test_recipe_changes_instructions_demos_and_model(server: LoopbackServer) -> 
     (body,) = server.bodies
     assert body["model"] == "m2"
     assert [m["content"] for m in body["messages"]] == ["Shout.", "one", "ONE", "what is it"]
+
+
+def test_a_recipe_of_the_whole_process_has_no_part_in_a_run(server: LoopbackServer) -> None:
+    enable(Recipe({"2.lm": Setting(instructions="Sing.")}))
+    try:
+        run(chain(server))
+        run(chain(server), Recipe({"2.lm": Setting(instructions="Shout.")}))
+    finally:
+        disable()
+    assert [body["messages"][0]["content"] for body in server.bodies] == [
+        "Answer briefly.",
+        "Shout.",
+    ]
 
 
 def test_a_call_names_and_is_priced_by_the_model_that_answered(server: LoopbackServer) -> None:
