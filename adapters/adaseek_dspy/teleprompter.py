@@ -87,6 +87,7 @@ class AdaSeek(Teleprompter):  # type: ignore[misc]  # DSPy is untyped
             "is another name of run_dir",
             cure="Give one of them.",
         )
+        require(not isinstance(models, str), "models", models, "must be a list of models")
         self.track_stats = track_stats
         self.prompt_model = prompt_model
         self.models = list(models)

@@ -124,7 +124,8 @@ def _holds_ours(method: Any) -> bool:
 def carrier_of(model: BaseChatModel, config: RunnableConfig) -> Carrier | None:
     """Returns the carrier that a call of `model` under `config` belongs to, or None.
 
-    Of several, the innermost one that has a recipe: the nearest to the call knows best.
+    Of several, one that decides alone, else the innermost one that has a recipe: the nearest to
+    the call knows best.
 
     Args:
         config: its callbacks are those of the call, as `effective_config` finds them.
@@ -138,9 +139,10 @@ def carrier_of(model: BaseChatModel, config: RunnableConfig) -> Carrier | None:
     found: Carrier | None = None
     for handler in reversed(handlers):
         if isinstance(handler, Carrier):
-            if not handler.recipe.is_empty:
+            if handler.decides_alone:
                 return handler
-            found = found or handler
+            if found is None or (found.recipe.is_empty and not handler.recipe.is_empty):
+                found = handler
     return found
 
 

@@ -270,6 +270,8 @@ def template_of(seen: Observation, marks: Markers) -> str:
 class _ProbeHook(AdaSeekHook):
     """Answers in place of every model."""
 
+    decides_alone = True
+
     def __init__(self, marks: Markers, found: Walk) -> None:
         super().__init__(max_traces=1000)
         self.marks = marks

@@ -79,6 +79,7 @@ def _trace(hook: AdaSeekHook, output: Any, error: Exception | None, name: str) -
 class _RunHook(AdaSeekHook):
     """The hook of one workflow run: its models answer from the memo, or ask through the gate."""
 
+    decides_alone = True
     needs_all = True
 
     def __init__(self, recipe: Recipe, workflow: Workflow, context: RunContext) -> None:

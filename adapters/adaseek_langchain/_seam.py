@@ -164,6 +164,10 @@ class Carrier(BaseCallbackHandler):
     needs_all = False
     """Whether a failed member fails its ensemble: true of trials, which must not hide an outage."""
 
+    decides_alone = False
+    """Whether no other carrier has a say in its calls, whatever recipe that has: true of probes,
+    which must ask no model, and of trials, whose outcome must be their own recipe's."""
+
     @property
     @abstractmethod
     def recipe(self) -> Recipe:

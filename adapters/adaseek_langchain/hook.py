@@ -10,7 +10,7 @@ from functools import partial
 from typing import Any  # Any: callback arguments are the framework's own
 from uuid import UUID
 
-from adaseek.errors import choices
+from adaseek.errors import choices, require
 from adaseek.evaluation.pricing import PriceTable
 from adaseek.recipe import Recipe, owner_id
 from adaseek.workflow import ModelRef, Step, StepKind, Trace, Workflow
@@ -55,6 +55,9 @@ class AdaSeekHook(Carrier):
         max_traces: how many finished invocations to keep.
         stream_usage: whether a stream asks an OpenAI-compatible server for its usage report. Such
             a server sends none by itself; no answer depends on it.
+
+    Raises:
+        ConfigurationError: if `recipe` is no Recipe but, say, the path of one.
     """
 
     def __init__(
@@ -71,6 +74,13 @@ class AdaSeekHook(Carrier):
         stream_usage: bool = True,
     ) -> None:
         super().__init__()
+        require(
+            recipe is None or isinstance(recipe, Recipe),
+            "recipe",
+            recipe,
+            "must be a Recipe or None",
+            cure="Read one from a file or run folder with Recipe.load(path).",
+        )
         self.session = session
         self._hinting: Hinting | None = None
         if session or hints:

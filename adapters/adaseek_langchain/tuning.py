@@ -22,6 +22,7 @@ from adaseek_langchain._convert import core_example, program_input
 from adaseek_langchain._program import Translated, as_program
 from adaseek_langchain._reports import model_reference
 from adaseek_langchain._translate import translate
+from adaseek_langchain._tuned import is_tuned
 from adaseek_langchain._walk import walk
 from adaseek_langchain.hook import AdaSeekHook
 
@@ -86,6 +87,7 @@ class AdaSeek:
         live_tools: bool | Collection[str] = False,
         verbose: bool = True,
     ) -> None:
+        require(not isinstance(models, str), "models", models, "must be a list of models")
         self.prompt_model = prompt_model
         self.models = list(models)
         self.live_tools = live_tools
@@ -198,6 +200,11 @@ class AdaSeek:
             raise ConfigurationError(
                 f"`program` is a {type(program).__name__}, which LangChain cannot run: {error}"
             ) from None
+        if any(is_tuned(found.model) for found in walk(runnable).models):
+            raise ConfigurationError(
+                "`program` carries a recipe already: apply() or compile() made it. Tune the "
+                "program that it was made from."
+            )
         few = [core_example(runnable, raw) for raw in trainset[:_SHAPE_EXAMPLES]]
         shapes = [program_input(runnable, example) for example in few]
         workflow = translate(runnable, shapes, hook=hook, live_tools=self.live_tools)

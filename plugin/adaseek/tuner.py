@@ -19,7 +19,7 @@ from optuna.storages import BaseStorage
 from adaseek._canonical import fingerprint
 from adaseek.budget import SIZES, BudgetPlan, automatic_budget, plan_budget
 from adaseek.cogs import known_cogs
-from adaseek.cogs.base import Cog, CogContext, Completion, Proposer
+from adaseek.cogs.base import Cog, CogContext
 from adaseek.cogs.space import OptionTable, build_space
 from adaseek.errors import ConfigurationError, choices, require
 from adaseek.evaluation.base import Evaluation, RunContext, Task
@@ -35,6 +35,7 @@ from adaseek.events import Event
 from adaseek.plugins import load_plugins
 from adaseek.program import Program
 from adaseek.progress import progress_listener
+from adaseek.proposing import journalled_proposer, unused_proposer
 from adaseek.recipe import Recipe
 from adaseek.result import Heldout, TuningResult
 from adaseek.search.adaseek import SearchSettings
@@ -223,7 +224,7 @@ class Tuner:
             train=split.train,
             seed=self.seed,
             rewards=self.rewards,
-            proposer=None if self.proposer is None else _unused_proposer,
+            proposer=None if self.proposer is None else unused_proposer,
         )
         space, table = build_space(
             setup.program.workflow, self._cogs(setup), context, members=self.members
@@ -252,7 +253,11 @@ class Tuner:
         ledger = Ledger(self._limits(planned.plan.total), paid=journal.paid())
         listen = resources.enter_context(progress_listener(enabled=self.verbose))
         listeners = (listen, *self.listeners, lambda e: setup.hooks.hook.adaseek_event(event=e))
-        proposer = self._proposer(setup, journal, ledger)
+        proposer = (
+            None
+            if self.proposer is None
+            else journalled_proposer(self.proposer, setup, journal, ledger)
+        )
         return TuningRun(
             program=setup.program,
             split=split,
@@ -359,25 +364,6 @@ class Tuner:
             )
         )
 
-    def _proposer(self, setup: Setup, journal: Journal, ledger: Ledger) -> Proposer | None:
-        if self.proposer is None:
-            return None
-        reference = setup.program.reference(self.proposer)
-
-        def ask(prompt: str, seed: int, max_tokens: int) -> Completion:
-            began = time.monotonic()
-            answer = setup.program.complete(self.proposer, prompt, seed=seed, max_tokens=max_tokens)
-            cost = setup.price(reference, answer.usage, time.monotonic() - began)
-            priced = replace(answer, usage=replace(answer.usage, cost_usd=cost))
-            ledger.spend(priced.usage)
-            return priced
-
-        def propose(prompt: str, *, seed: int, max_tokens: int = 512) -> Completion:
-            key = fingerprint([reference.key, prompt, seed, max_tokens], length=32)
-            return journal.complete(key, lambda: ask(prompt, seed, max_tokens))
-
-        return propose
-
     def _series(self, evaluations: Sequence[Evaluation]) -> dict[str, NDArray[np.float64]]:
         """Returns objective -> values in order, for objectives known on every run."""
         failed = self.failure_score
@@ -402,8 +388,3 @@ class _Planned:
     table: OptionTable
     plan: BudgetPlan
     settings: SearchSettings
-
-
-def _unused_proposer(prompt: str, *, seed: int, max_tokens: int = 512) -> Completion:
-    """Stands for the proposer while the space is built: cogs may ask whether there is one."""
-    raise AssertionError("a cog asked for a completion before the run began")

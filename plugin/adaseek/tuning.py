@@ -19,7 +19,7 @@ from adaseek._version import __version__
 from adaseek.budget import BudgetPlan
 from adaseek.cogs.base import CogContext, Run
 from adaseek.cogs.space import OptionTable
-from adaseek.errors import AdaseekError
+from adaseek.errors import AdaseekError, TooManyErrorsError
 from adaseek.evaluation.base import Evaluation, Task
 from adaseek.evaluation.runner import Runner
 from adaseek.evaluation.statistics import mean_interval
@@ -140,7 +140,7 @@ class TuningRun:
             self._validate()
             self._time()
         except AdaseekError as error:
-            if not self._has_baseline():
+            if not self._has_baseline(error):
                 raise
             self.ended = _reason(error)
         paid = self._paid().cost_usd
@@ -320,8 +320,16 @@ class TuningRun:
     def _is_original(self, record: Record) -> bool:
         return self._recipe(record).is_empty
 
-    def _has_baseline(self) -> bool:
-        return bool(self.archive.records) and self.archive.original.state == "complete"
+    def _has_baseline(self, error: AdaseekError) -> bool:
+        """Returns whether the original was evaluated before `error` ended the run.
+
+        It was not if the program's own code failed on every example: with few examples that takes
+        more configs than the original to be noticed.
+        """
+        if not self.archive.records or self.archive.original.state != "complete":
+            return False
+        failed = self.archive.original.num_failed == len(self.archive.original.outcomes)
+        return not (failed and isinstance(error, TooManyErrorsError))
 
     def _validation_examples(self) -> Sequence[Example]:
         return self._split.val[: self._plan.num_val]

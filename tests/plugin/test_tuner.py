@@ -305,12 +305,13 @@ def test_a_broken_metric_costs_one_run(tmp_path, bad, match):
     assert program.num_runs == 1
 
 
-def test_a_program_that_always_raises_stops_the_run(tmp_path):
+@pytest.mark.parametrize("num_train", [24, 5])  # 5 are fewer than the errors that are accepted
+def test_a_program_that_always_raises_stops_the_run(tmp_path, num_train):
     def broken(settings, example):
         return ScriptedOutcome(error="KeyError: 'x'", error_kind="program")
 
     with pytest.raises(TooManyErrorsError, match="KeyError: 'x'"):
-        run(tmp_path, broken)
+        run(tmp_path, broken, trainset=TRAIN[:num_train])
 
 
 def test_unusable_answers_lower_the_score_and_do_not_stop_the_run(tmp_path):

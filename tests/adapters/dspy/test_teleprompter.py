@@ -280,6 +280,11 @@ def test_both_names_of_the_run_folder_are_refused():
         AdaSeek(metric=metric, run_dir="a", log_dir="b")
 
 
+def test_a_menu_that_is_one_text_is_refused():
+    with pytest.raises(ConfigurationError, match="`models` is 'm2', but must be a list"):
+        AdaSeek(metric=metric, models="m2")
+
+
 def test_translate_and_apply_are_exported(lm):
     assert list(translate(Parity()).steps) == ["note", "answer"]
     assert apply(Parity(), Recipe())(question="Is number 2 even or odd?").answer

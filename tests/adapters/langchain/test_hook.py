@@ -11,6 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Annotated, Any, TypedDict
 
 import pytest
+from adaseek.errors import ConfigurationError
 from adaseek.recipe import Recipe, Setting
 from adaseek.testing.loopback import LoopbackServer, Reply, echo
 from adaseek.workflow import Trace, Usage
@@ -18,7 +19,7 @@ from adaseek.workflow import Trace, Usage
 pytest.importorskip("langchain")
 pytest.importorskip("langchain_openai")
 
-from adaseek_langchain import AdaSeekHook
+from adaseek_langchain import AdaSeekHook, disable, enable
 from adaseek_langchain._recorder import Tree
 from langchain.agents import create_agent
 from langchain_core.caches import InMemoryCache
@@ -376,6 +377,15 @@ def test_recipe_that_cannot_be_applied_is_counted_and_the_program_runs_on(
     assert first == second == chain(server).invoke(GIVEN)
     assert hook.missed == 2
     assert [request.raw for request in server.requests[:2]] == [server.requests[2].raw] * 2
+
+
+@pytest.mark.parametrize("given", ["runs/qa", {}, AdaSeekHook])
+def test_what_is_no_recipe_is_refused_at_once(given: Any) -> None:
+    with pytest.raises(ConfigurationError, match=r"must be a Recipe or None.*Recipe\.load"):
+        AdaSeekHook(given)
+    with pytest.raises(ConfigurationError, match="must be a Recipe"):
+        enable(given)
+    disable()
 
 
 def test_recipe_for_another_program_is_said_once_and_ignored(server: LoopbackServer) -> None:

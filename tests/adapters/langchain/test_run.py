@@ -1,4 +1,4 @@
-"""One run of a program under a recipe: memo, gate, replicates, times, failures."""
+"""One run of a program under a recipe: recipe, gate, memory, threads, failures."""
 
 from __future__ import annotations
 
@@ -10,20 +10,20 @@ from contextlib import contextmanager
 from typing import Any, TypedDict
 
 import pytest
-from adaseek.errors import ConfigurationError, ExampleError, MetricError
+from adaseek.errors import ConfigurationError
 from adaseek.evaluation.base import CallRecord, RunContext
-from adaseek.evaluation.scoring import score_run
 from adaseek.plugins import load_plugins
 from adaseek.program import Program
 from adaseek.recipe import Demo, Ensemble, Recipe, Setting
 from adaseek.testing.loopback import LoopbackServer, Reply, echo
-from adaseek.workflow import Example, ModelRef, Trace, Usage
+from adaseek.workflow import ModelRef, Trace
 
 pytest.importorskip("langchain")
 pytest.importorskip("langchain_openai")
 
+from adaseek_langchain import disable, enable
 from langchain.agents import create_agent
-from langchain_core.messages import AIMessage, HumanMessage
+from langchain_core.messages import HumanMessage
 from langchain_core.output_parsers import StrOutputParser
 from langchain_core.prompts import ChatPromptTemplate
 from langchain_core.runnables import RunnableLambda
@@ -31,7 +31,6 @@ from langchain_core.tools import tool
 from langchain_openai import ChatOpenAI
 from langgraph.checkpoint.memory import InMemorySaver
 from langgraph.graph import END, START, StateGraph
-from pydantic import BaseModel
 
 RAW = {"inputs": {"q": "what is it"}, "outputs": {"a": "it"}}
 
@@ -108,6 +107,19 @@ def test_recipe_changes_instructions_demos_and_model(server: LoopbackServer) -> 
     assert [m["content"] for m in body["messages"]] == ["Shout.", "one", "ONE", "what is it"]
 
 
+def test_a_recipe_of_the_whole_process_has_no_part_in_a_run(server: LoopbackServer) -> None:
+    enable(Recipe({"2.lm": Setting(instructions="Sing.")}))
+    try:
+        run(chain(server))
+        run(chain(server), Recipe({"2.lm": Setting(instructions="Shout.")}))
+    finally:
+        disable()
+    assert [body["messages"][0]["content"] for body in server.bodies] == [
+        "Answer briefly.",
+        "Shout.",
+    ]
+
+
 def test_a_call_names_and_is_priced_by_the_model_that_answered(server: LoopbackServer) -> None:
     other = ModelRef("m2", server.url)
     recipe = Recipe({"2.lm": Setting(model=other)})
@@ -121,75 +133,6 @@ def test_calls_keep_the_programs_own_inputs_for_demonstrations(server: LoopbackS
     demos = (Demo({"input": "one", "output": "ONE"}),)
     (call,) = run(chain(server), Recipe({"2.lm": Setting(demos=demos)})).calls
     assert call.inputs == {"input": "what is it"}
-
-
-def test_memo_answers_an_equal_request(server: LoopbackServer) -> None:
-    context = RunContext(memo=Memo())
-    first, second = run(chain(server), None, context), run(chain(server), None, context)
-    assert len(server.requests) == 1
-    assert second.output == first.output
-    assert [call.cached for call in (*first.calls, *second.calls)] == [False, True]
-    assert second.usage == first.usage
-    assert second.latency_s is not None and first.latency_s is not None
-    assert second.calls[0].duration_s == pytest.approx(first.calls[0].duration_s, rel=0.2)
-
-
-@pytest.mark.parametrize("streams", [True, False])
-def test_memo_answers_streams_tools_and_schemas_alike(
-    server: LoopbackServer, streams: bool
-) -> None:
-    class Answer(BaseModel):
-        """An answer."""
-
-        answer: str
-
-    server.answer = lambda _: Reply('{"answer": "yes"}')
-    program = prompt() | model(server, streaming=streams).with_structured_output(Answer)
-    context = RunContext(memo=Memo())
-    outputs = [run(program, None, context).output for _ in range(2)]
-    assert outputs == [Answer(answer="yes")] * 2
-    assert len(server.requests) == 1
-
-
-def test_stream_is_remembered_whole(server: LoopbackServer) -> None:
-    def streamed(x: Any) -> str:
-        return "|".join(chunk.text for chunk in model(server).stream(x["q"]))
-
-    context = RunContext(memo=Memo())
-    first = run(RunnableLambda(streamed), None, context)
-    second = run(RunnableLambda(streamed), None, context)
-    assert first.output.count("|") > second.output.count("|")
-    assert second.output.replace("|", "") == first.output.replace("|", "")
-    assert second.usage == first.usage and first.usage.input_tokens > 0
-    assert len(server.requests) == 1
-
-
-def test_equal_requests_of_one_run_are_separate_draws(server: LoopbackServer) -> None:
-    llm = model(server, temperature=0.7)
-    twice = RunnableLambda(lambda x: [llm.invoke(x["q"]).text for _ in range(2)])
-    context = RunContext(memo=Memo())
-    run(twice, None, context)
-    assert len(server.requests) == 2
-    run(twice, None, context)
-    assert len(server.requests) == 2
-
-
-def test_replicates_are_separate_draws_unless_at_temperature_zero(server: LoopbackServer) -> None:
-    memo = Memo()
-    for replicate in (0, 1):
-        run(chain(server, temperature=1.0), None, RunContext(memo=memo, replicate=replicate))
-    assert len(server.requests) == 2
-    for replicate in (0, 1):
-        run(chain(server, temperature=0), None, RunContext(memo=memo, replicate=replicate))
-    assert len(server.requests) == 3
-
-
-def test_members_of_an_ensemble_are_separate_draws(server: LoopbackServer) -> None:
-    recipe = Recipe({"2.lm": Setting(ensemble=Ensemble(3, "majority"))})
-    trace = run(chain(server), recipe, RunContext(memo=Memo()))
-    assert len(server.requests) == 3
-    assert sorted(c.step for c in trace.calls) == ["2.lm#0", "2.lm#1", "2.lm#2"]
-    assert trace.usage.requests == 3
 
 
 def test_a_failed_member_of_an_ensemble_fails_the_trial(server: LoopbackServer) -> None:
@@ -227,28 +170,6 @@ def test_waiting_at_the_gate_is_not_the_models_time(server: LoopbackServer) -> N
     (call,) = run(chain(server), None, RunContext(gate=gate)).calls
     # Holds on a machine of any speed: what the call did not wait for is all that it may claim.
     assert 0 < call.duration_s <= time.monotonic() - began - gate.waited_s
-
-
-def test_langchains_own_cache_does_not_answer_in_a_run(server: LoopbackServer) -> None:
-    from langchain_core.caches import InMemoryCache
-
-    program = chain(server, cache=InMemoryCache())
-    run(program)
-    run(program)
-    assert len(server.requests) == 2
-    run(program, None, RunContext(use_cache=True))
-    trace = run(program, None, RunContext(use_cache=True))
-    assert len(server.requests) == 3
-    assert trace.calls[0].cached
-
-
-def test_prices_give_costs_also_from_the_memo(server: LoopbackServer) -> None:
-    def price(reference: ModelRef, usage: Usage, duration_s: float) -> float | None:
-        return usage.input_tokens * 1.0 if reference.id == "m" else None
-
-    context = RunContext(memo=Memo(), price=price)
-    first, second = run(chain(server), None, context), run(chain(server), None, context)
-    assert first.usage.cost_usd == second.usage.cost_usd == first.usage.input_tokens
 
 
 def test_run_ends_when_its_time_is_used_up(server: LoopbackServer) -> None:
@@ -359,53 +280,6 @@ def test_program_may_change_its_input_without_harm(server: LoopbackServer) -> No
     assert raw == {"inputs": {"q": "hello"}, "outputs": {}}
 
 
-@pytest.mark.parametrize(
-    ("raw", "inputs", "labels"),
-    [
-        ({"inputs": {"q": "x"}, "outputs": {"a": "y"}}, {"q": "x"}, {"a": "y"}),
-        ({"inputs": {"q": "x"}, "answer": "y"}, {"q": "x"}, {"answer": "y"}),
-        ({"q": "x", "answer": "y"}, {"q": "x"}, {"answer": "y"}),
-        (({"q": "x"}, "y"), {"q": "x"}, {"expected": "y"}),
-        (("x", "y"), {"input": "x"}, {"expected": "y"}),
-        ({"input": "x", "answer": "y"}, {"input": "x"}, {"answer": "y"}),
-    ],
-)
-def test_examples_are_taken_in_the_usual_forms(
-    server: LoopbackServer, raw: Any, inputs: Any, labels: Any
-) -> None:
-    (example,) = bound(chain(server)).examples("trainset", [raw])
-    assert (example.inputs, example.labels, example.raw) == (inputs, labels, raw)
-
-
-def test_example_without_any_input_is_refused(server: LoopbackServer) -> None:
-    with pytest.raises(ExampleError, match="which of its fields are inputs"):
-        bound(chain(server)).examples("trainset", [{"answer": "y"}])
-
-
-def test_example_from_a_file_calls_the_program(server: LoopbackServer) -> None:
-    assert run(chain(server), raw=Example("1", {"q": "hello"}, {"a": "x"})).error is None
-    bare = Example("2", {"input": "hello"})
-    assert run(model(server), raw=bare).output.text.endswith("hello")
-
-
-def test_metric_gets_the_users_own_example_and_output(server: LoopbackServer) -> None:
-    told: list[Any] = []
-
-    def metric(example: Any, output: Any) -> dict[str, Any]:
-        told.extend((example, output))
-        return {"score": True, "feedback": "good"}
-
-    scored = bound(chain(server)).metric(metric)
-    score = score_run(scored, Example("1", {}, raw=RAW), Trace(output="out"))
-    assert told == [RAW, "out"]
-    assert (score.value, score.feedback) == (1.0, "good")
-
-
-def test_metric_that_takes_one_argument_is_refused(server: LoopbackServer) -> None:
-    with pytest.raises(MetricError, match="must take"):
-        bound(chain(server)).metric(lambda output: True)
-
-
 def test_tuners_own_prompt_is_answered_and_counted(server: LoopbackServer) -> None:
     program = bound(chain(server))
     completion = program.complete(model(server), "Propose.", seed=7, max_tokens=20)
@@ -424,25 +298,3 @@ def test_models_that_are_not_served_are_named_before_anything_is_spent(
     with pytest.raises(EndpointError, match="does not serve `m9`"):
         program.check_models([model(server, "m9")])
     assert server.requests == ()
-
-
-def test_answers_survive_the_memo_with_their_tool_calls() -> None:
-    from adaseek_langchain._messages import answer_chunk, restored_answer, stored_answer
-
-    calls = [{"name": "f", "args": {"a": [1, None, "x"]}, "id": "1", "type": "tool_call"}]
-    usage = {"input_tokens": 3, "output_tokens": 2, "total_tokens": 5}
-    message = AIMessage("text", tool_calls=calls, usage_metadata=usage, id="run-1")
-    again = restored_answer(stored_answer(message))
-    assert again == message.model_copy(update={"id": None})
-    chunk = answer_chunk(again)
-    assert [c["args"] for c in chunk.tool_calls] == [{"a": [1, None, "x"]}]
-    assert chunk.usage_metadata == usage
-
-
-def test_wall_time_of_a_replayed_run_is_not_its_latency(server: LoopbackServer) -> None:
-    server.answer = lambda _: Reply("hello", delay_s=0.3)
-    context = RunContext(memo=Memo())
-    run(chain(server), None, context)
-    trace = run(chain(server), None, context)
-    assert trace.calls[0].cached
-    assert trace.latency_s is not None and trace.latency_s >= 0.3

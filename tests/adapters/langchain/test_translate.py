@@ -8,13 +8,14 @@ from typing import Annotated, Any, Literal, TypedDict
 
 import pytest
 from adaseek.errors import TranslationError
+from adaseek.recipe import Recipe, Setting
 from adaseek.testing.loopback import LoopbackServer
 from adaseek.workflow import Edge, Workflow
 
 pytest.importorskip("langchain")
 pytest.importorskip("langchain_openai")
 
-from adaseek_langchain import AdaSeekHook, translate
+from adaseek_langchain import AdaSeekHook, apply, disable, enable, translate
 from langchain.agents import create_agent
 from langchain_core.documents import Document
 from langchain_core.output_parsers import StrOutputParser
@@ -57,6 +58,19 @@ def test_chain_is_a_step_between_input_and_output(server: LoopbackServer) -> Non
     assert flows(workflow) == {("INPUT", "q", "2.lm"), ("2.lm", "output", "OUTPUT")}
     assert {edge.evidence for edge in workflow.edges} == {"probe"}
     assert workflow.inputs == ("q",)
+
+
+def test_a_recipe_that_is_in_force_makes_no_difference(server: LoopbackServer) -> None:
+    program = prompt() | model(server)
+    expected, recipe = translate(program), Recipe({"2.lm": Setting(instructions="Sing.")})
+    hooked = program.with_config(callbacks=[AdaSeekHook(recipe)])
+    assert translate(apply(program, recipe)).steps == expected.steps
+    assert translate(hooked).steps == expected.steps
+    enable(recipe)
+    try:
+        assert translate(program) == expected
+    finally:
+        disable()
 
 
 def test_what_the_program_fills_in_is_named_in_the_instructions(server: LoopbackServer) -> None:

@@ -12,7 +12,7 @@ import pytest
 from adaseek.cogs.instructions import InstructionsCog
 from adaseek.cogs.model import ModelCog
 from adaseek.errors import ConfigurationError
-from adaseek.recipe import Recipe
+from adaseek.recipe import Recipe, Setting
 from adaseek.testing.loopback import LoopbackServer, Reply
 
 pytest.importorskip("langchain")
@@ -209,3 +209,15 @@ def test_tuning_is_refused_before_anything_is_spent(server: LoopbackServer, tmp_
 def test_workflow_is_json(server: LoopbackServer) -> None:
     workflow = translate(chain(server))
     assert json.loads(json.dumps(workflow.to_json()))["framework"] == "langchain"
+
+
+def test_a_copy_that_carries_a_recipe_is_not_tuned_again(server: LoopbackServer) -> None:
+    tuned = apply(chain(server), Recipe({"2.lm": Setting(instructions="Sing.")}))
+    with pytest.raises(ConfigurationError, match="carries a recipe already"):
+        compile(tuned, metric=is_right, trainset=DATA, verbose=False)
+    assert server.requests == ()
+
+
+def test_a_menu_that_is_one_text_is_refused() -> None:
+    with pytest.raises(ConfigurationError, match=r"`models` is 'm2', but must be a list"):
+        AdaSeek(is_right, models="m2")

@@ -1,14 +1,15 @@
+"""Order, replay, threads, failures and the end of a batch of runs."""
+
 from __future__ import annotations
 
 import contextvars
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import pytest
 from adaseek.errors import (
     BudgetExhaustedError,
@@ -23,12 +24,9 @@ from adaseek.evaluation.journal import Journal
 from adaseek.evaluation.limits import Ledger, Limits
 from adaseek.evaluation.retry import Retry
 from adaseek.evaluation.runner import Runner
-from adaseek.evaluation.scoring import score_run, to_score
 from adaseek.events import Event, Progress
 from adaseek.recipe import Recipe
 from adaseek.workflow import Call, Example, Score, Trace, Usage
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 QUICK = Retry(tries=3, base_s=0.0, cap_s=0.0)
 
@@ -238,63 +236,6 @@ def test_metric_that_raises_ends_the_run_naming_the_example(
     assert ledger.paid.cost_usd == pytest.approx(journal.paid().cost_usd)
 
 
-class Verdict:
-    def __init__(self, score: object, feedback: str | None = None) -> None:
-        self.score = score
-        self.feedback = feedback
-
-
-@pytest.mark.parametrize(
-    ("value", "expected"),
-    [
-        (True, Score(1.0)),
-        (0, Score(0.0)),
-        (0.25, Score(0.25)),
-        (np.float32(0.5), Score(0.5)),
-        (np.bool_(True), Score(1.0)),
-        (np.int64(2), Score(2.0)),
-        (Score(0.5, "why"), Score(0.5, "why")),
-        (Verdict(True), Score(1.0)),
-        (Verdict(0.5, "so"), Score(0.5, "so")),
-        ({"score": 0.5, "comment": "so"}, Score(0.5, "so")),
-        (np.array([0.5]), Score(0.5)),
-    ],
-)
-def test_scores_of_many_kinds_are_accepted(value: object, expected: Score) -> None:
-    assert to_score(value, metric="m", example_id="e") == expected
-
-
-@pytest.mark.parametrize(
-    "value",
-    [
-        None,
-        "0.5",
-        float("nan"),
-        float("inf"),
-        [1.0],
-        Verdict("high"),
-        Score(float("nan")),
-        {},
-        np.ones(2),
-    ],
-)
-def test_what_is_no_score_names_metric_example_and_value(value: object) -> None:
-    with pytest.raises(MetricError) as caught:
-        to_score(value, metric="exact_match", example_id="e7")
-    message = str(caught.value)
-    assert "`exact_match`" in message
-    assert "e7" in message
-    assert repr(value)[:20] in message
-
-
-def test_a_limit_that_a_metrics_own_call_meets_is_no_bug_of_the_metric() -> None:
-    def judged(example: Example, trace: Trace) -> float:
-        raise BudgetExhaustedError("no more")
-
-    with pytest.raises(BudgetExhaustedError):
-        score_run(judged, Example("1", {}), Trace())
-
-
 def test_adapter_that_raises_is_not_hidden(journal: Journal, task: MakeTask) -> None:
     def broken(recipe: Recipe, example: Example, context: RunContext) -> Trace:
         raise ZeroDivisionError("a bug of the adapter")
@@ -406,139 +347,3 @@ def test_numbers_out_of_range_are_refused(journal: Journal) -> None:
         Runner(run=answer, metric=metric, journal=journal, num_threads=0)
     with pytest.raises(ConfigurationError, match="max_errors"):
         Runner(run=answer, metric=metric, journal=journal, max_errors=-1)
-
-
-kinds = st.sampled_from(["ok", "ok", "model", "program", "endpoint"])
-
-
-@given(
-    max_runs=st.integers(1, 25),
-    batches=st.lists(
-        st.lists(st.tuples(st.integers(0, 12), kinds), min_size=1, max_size=8), max_size=6
-    ),
-    num_threads=st.sampled_from([1, 2, 8]),
-)
-@settings(max_examples=40, deadline=None)
-def test_runs_never_exceed_the_cap_whatever_fails(
-    max_runs: int, batches: Sequence[Sequence[tuple[int, str]]], num_threads: int
-) -> None:
-    plan = {f"example-{i}": kind for batch in batches for i, kind in batch}
-    runs: Counter[str] = Counter()
-    lock = threading.Lock()
-
-    def run(recipe: Recipe, example: Example, context: RunContext) -> Trace:
-        kind = plan[example.id]
-        with lock:
-            runs[example.id] += 1
-            first = runs[example.id] == 1
-        if kind == "ok" or (kind == "endpoint" and not first):
-            return answer(recipe, example, context)
-        return failed(kind)
-
-    ledger = Ledger(Limits(max_runs=max_runs))
-    with (
-        Journal.open("sqlite://", identity={}) as journal,
-        Runner(
-            run=run,
-            metric=metric,
-            journal=journal,
-            ledger=ledger,
-            num_threads=num_threads,
-            max_errors=3,
-            retry=QUICK,
-        ) as runner,
-    ):
-        for batch in batches:
-            tasks = [Task(Recipe(), Example(f"example-{i}", {})) for i, _ in batch]
-            try:
-                results = runner(tasks)
-            except (BudgetExhaustedError, TooManyErrorsError):
-                break
-            assert [e.task_key for e in results] == [t.key for t in tasks]
-            assert all(journal.find(t.key) is not None for t in tasks)
-        assert ledger.num_runs <= max_runs
-        assert journal.count() <= max_runs
-        assert sum(1 for _ in runs) <= max_runs
-        assert ledger.paid.cost_usd == pytest.approx(journal.paid().cost_usd)
-
-
-@given(
-    costs=st.lists(st.floats(0.001, 1.0), min_size=1, max_size=40),
-    cap=st.floats(0.01, 5.0),
-    num_threads=st.sampled_from([1, 3, 8]),
-    batch_size=st.integers(1, 12),
-)
-@settings(max_examples=40, deadline=None)
-def test_money_overshoots_by_no_more_than_what_was_in_flight(
-    costs: Sequence[float], cap: float, num_threads: int, batch_size: int
-) -> None:
-    def run(recipe: Recipe, example: Example, context: RunContext) -> Trace:
-        usage = Usage(requests=1, cost_usd=costs[int(example.id)])
-        return Trace((Call("c", "s", usage=usage),), output=example.id)
-
-    ledger = Ledger(Limits(max_cost_usd=cap))
-    tasks = [Task(Recipe(), Example(str(i), {})) for i in range(len(costs))]
-    with (
-        Journal.open("sqlite://", identity={}) as journal,
-        Runner(
-            run=run, metric=metric, journal=journal, ledger=ledger, num_threads=num_threads
-        ) as runner,
-    ):
-        try:
-            for start in range(0, len(tasks), batch_size):
-                runner(tasks[start : start + batch_size])
-        except BudgetExhaustedError:
-            pass
-        most_in_flight = sum(sorted(costs)[-num_threads:])
-        assert ledger.paid.cost_usd is not None
-        assert ledger.paid.cost_usd <= cap + most_in_flight
-        assert ledger.paid.cost_usd == pytest.approx(journal.paid().cost_usd)
-
-
-@pytest.mark.parametrize("num_threads", [1, 3])
-def test_runs_dearer_than_the_first_stop_at_the_cap(
-    journal: Journal, task: MakeTask, num_threads: int
-) -> None:
-    def run(recipe: Recipe, example: Example, context: RunContext) -> Trace:
-        usage = Usage(requests=1, cost_usd=0.001 if example.id == "example-0" else 1.0)
-        return Trace((Call("c", "s", usage=usage),), output=example.id)
-
-    ledger = Ledger(Limits(max_cost_usd=2.5))
-    runner = Runner(run=run, metric=metric, journal=journal, ledger=ledger, num_threads=num_threads)
-    with pytest.raises(BudgetExhaustedError, match="max_cost_usd"):
-        runner([task(i) for i in range(30)])
-    assert ledger.paid.cost_usd is not None
-    assert ledger.paid.cost_usd <= 2.5 + num_threads * 1.0
-    assert ledger.num_runs == journal.count()
-
-
-def test_money_cap_holds_over_an_interruption(tmp_path: Path, task: MakeTask) -> None:
-    program = Program()
-    limits = Limits(max_cost_usd=0.055)
-    paid = Usage()
-    for _ in range(3):
-        with (
-            Journal.open(tmp_path / "j.db", identity={}) as journal,
-            Runner(
-                run=program,
-                metric=metric,
-                journal=journal,
-                ledger=Ledger(limits, paid=journal.paid()),
-            ) as runner,
-        ):
-            with pytest.raises(BudgetExhaustedError, match="max_cost_usd"):
-                for i in range(10):
-                    runner([task(i)])
-            paid = journal.paid()
-    assert paid.cost_usd == pytest.approx(0.05)
-    assert sum(program.runs.values()) == 5
-
-
-def test_unknown_cost_stops_a_run_whose_money_is_capped(journal: Journal, task: MakeTask) -> None:
-    def run(recipe: Recipe, example: Example, context: RunContext) -> Trace:
-        return Trace((Call("c", "s", usage=Usage(requests=1, cost_usd=None)),), output=example.id)
-
-    ledger = Ledger(Limits(max_cost_usd=1.0))
-    with pytest.raises(ConfigurationError, match="unknown price"):
-        Runner(run=run, metric=metric, journal=journal, ledger=ledger)([task(i) for i in range(4)])
-    assert journal.count() == 1
