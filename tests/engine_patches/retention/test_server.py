@@ -85,7 +85,9 @@ def running() -> Iterator[Server]:
         progress=False,
         env={"VLLM_SERVER_DEV_MODE": "1"},  # for /reset_prefix_cache
     ) as engine:
-        yield Server(engine.base_url.removesuffix("/v1"), engine.model)
+        client = Server(engine.base_url.removesuffix("/v1"), engine.model)
+        with client.http:
+            yield client
 
 
 @pytest.fixture
