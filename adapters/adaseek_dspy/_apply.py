@@ -8,7 +8,7 @@ from typing import Any  # Any: DSPy is untyped
 
 import dspy
 from adaseek.errors import ConfigurationError, choices
-from adaseek.recipe import Ensemble, Recipe, Setting, Subtask, member_id, owner_id
+from adaseek.recipe import Ensemble, Recipe, Setting, Subtask, check_recipe, member_id, owner_id
 from adaseek.workflow import Workflow
 
 from adaseek_dspy._compat import BaseModule
@@ -61,6 +61,7 @@ def apply(
         RecipeMismatchError: if the recipe was made for another program, with the differences.
         ConfigurationError: if a setting cannot be applied to its step.
     """
+    check_recipe(recipe)
     # A dynamic step is not found in the program, but its id already says what it must look like.
     static = replace(
         recipe,

@@ -9,7 +9,7 @@ from functools import partial
 from typing import Any  # Any: programs are LangChain objects of every kind
 
 from adaseek.errors import ConfigurationError
-from adaseek.recipe import Recipe, owner_id
+from adaseek.recipe import Recipe, check_recipe, owner_id
 from adaseek.workflow import Workflow
 from langchain_core.language_models import BaseChatModel
 from langchain_core.runnables import Runnable
@@ -56,6 +56,7 @@ def apply(
         RecipeMismatchError: if the recipe was made for another program, with the differences.
         ConfigurationError: if the program cannot be copied, or a setting cannot be applied.
     """
+    check_recipe(recipe)
     if isinstance(program, Translated):
         program, workflow = program.program, workflow or program.workflow
     if not isinstance(program, Runnable):

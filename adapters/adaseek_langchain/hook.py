@@ -10,9 +10,9 @@ from functools import partial
 from typing import Any  # Any: callback arguments are the framework's own
 from uuid import UUID
 
-from adaseek.errors import choices, require
+from adaseek.errors import choices
 from adaseek.evaluation.pricing import PriceTable
-from adaseek.recipe import Recipe, owner_id
+from adaseek.recipe import Recipe, check_recipe, owner_id
 from adaseek.workflow import ModelRef, Step, StepKind, Trace, Workflow
 from langchain_core.language_models.chat_models import BaseChatModel
 from langchain_core.messages import BaseMessage
@@ -74,13 +74,8 @@ class AdaSeekHook(Carrier):
         stream_usage: bool = True,
     ) -> None:
         super().__init__()
-        require(
-            recipe is None or isinstance(recipe, Recipe),
-            "recipe",
-            recipe,
-            "must be a Recipe or None",
-            cure="Read one from a file or run folder with Recipe.load(path).",
-        )
+        if recipe is not None:
+            check_recipe(recipe)
         self.session = session
         self._hinting: Hinting | None = None
         if session or hints:

@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any  # Any: requests and responses are the agent's
 
 from adaseek.errors import ConfigurationError, choices
-from adaseek.recipe import Recipe, Setting, owner_id
+from adaseek.recipe import Recipe, Setting, check_recipe, owner_id
 from adaseek.workflow import Step, Workflow
 from langchain.agents.middleware import AgentMiddleware, ModelRequest, ModelResponse
 from langchain_core.language_models import BaseChatModel
@@ -57,6 +57,7 @@ class AdaSeekMiddleware(AgentMiddleware):
         workflow: Workflow | None = None,
     ) -> None:
         super().__init__()
+        check_recipe(recipe)
         self.recipe = recipe
         self.step = _step_of(recipe, step)
         steps: Mapping[str, Step] = workflow.steps if workflow is not None else {}

@@ -13,6 +13,7 @@ from adaseek.events import Event
 from adaseek.result import TuningResult
 from adaseek.search.base import Constraint
 from adaseek.tuner import Tuner
+from langchain_core.language_models import BaseChatModel
 from langchain_core.runnables import Runnable
 from optuna.samplers import BaseSampler
 from optuna.storages import BaseStorage
@@ -145,7 +146,7 @@ class AdaSeek:
         and report. If nothing was better, the copy behaves as `program`.
 
         Args:
-            program: a chain, an agent, a graph, a chat model, or a function that calls some.
+            program: a chain, an agent, a graph, or a function that calls chat models.
             trainset: examples: `{"inputs": ..., "outputs": ...}`, pairs (input, expected), or
                 flat mappings.
             valset: examples for the final comparison; None: half of `trainset`.
@@ -200,6 +201,12 @@ class AdaSeek:
             raise ConfigurationError(
                 f"`program` is a {type(program).__name__}, which LangChain cannot run: {error}"
             ) from None
+        if isinstance(runnable, BaseChatModel):
+            raise ConfigurationError(
+                f"`program` is a bare {type(runnable).__name__}: its step would be named after the "
+                "line that calls it, which differs from call to call. Tune a chain that holds it, "
+                "such as `prompt | model` or `RunnablePassthrough() | model`."
+            )
         if any(is_tuned(found.model) for found in walk(runnable).models):
             raise ConfigurationError(
                 "`program` carries a recipe already: apply() or compile() made it. Tune the "

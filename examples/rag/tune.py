@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from adaseek.cogs import FewShotCog, ModelCog
+from adaseek.cogs import FewShotCog, InstructionsCog, ModelCog
 from adaseek.table import comparison_table, heldout_table
 from adaseek.testing.local_engine import local_engines
 from adaseek_langchain import AdaSeek
@@ -26,8 +26,8 @@ PORTS = {LARGE: 8441, SMALL: 8440}
 # USD per million tokens, in proportion to the models' sizes; what counts is the ratio.
 PRICES = {LARGE: {"input": 0.06, "output": 0.18}, SMALL: {"input": 0.02, "output": 0.06}}
 
-# Votes, reasoning and new instructions are left out to end within minutes.
-COGS = (ModelCog(), FewShotCog())
+# Votes and reasoning are left out to end within minutes.
+COGS = (ModelCog(), FewShotCog(), InstructionsCog())
 
 
 def main() -> None:
@@ -41,6 +41,7 @@ def main() -> None:
             metric,
             budget=arguments.budget,
             models=[large],
+            prompt_model=large,
             # Not latency: timing every finalist alone would take as long as the search.
             objectives=("quality", "cost"),
             prices=PRICES,

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any  # Any: scores and files hold JSON values
 
 from adaseek._canonical import canonical_json, text_fingerprint
-from adaseek.errors import ConfigurationError, RecipeMismatchError, choices
+from adaseek.errors import ConfigurationError, RecipeMismatchError, choices, require
 from adaseek.setting import (
     Aggregate,
     Demo,
@@ -40,6 +40,7 @@ __all__ = [
     "Recipe",
     "Setting",
     "Subtask",
+    "check_recipe",
     "member_id",
     "owner_id",
 ]
@@ -229,6 +230,12 @@ class Recipe:
 
 
 _EMPTY = Setting()
+
+
+def check_recipe(recipe: object) -> None:
+    """Raises `ConfigurationError` unless `recipe` is one, and not, say, the path of one."""
+    cure = "Read one from a file or the folder of a run with Recipe.load(path)."
+    require(isinstance(recipe, Recipe), "recipe", recipe, "must be a Recipe", cure=cure)
 
 
 def _original(step: Step) -> dict[str, Any]:

@@ -78,6 +78,11 @@ def test_reasoning_is_a_first_output_field(lm: Any, reasoning: Any, field: str) 
     assert answer.a == "v-a"
 
 
+def test_the_path_of_a_recipe_is_no_recipe() -> None:
+    with pytest.raises(ConfigurationError, match=r"must be a Recipe\. .*Recipe\.load"):
+        apply(dspy.Predict("q -> a"), "runs/qa")
+
+
 def test_reasoning_off_changes_nothing() -> None:
     program = dspy.Predict("q -> a")
     assert apply(program, only(reasoning="off")).signature is program.signature

@@ -355,6 +355,11 @@ def test_a_plain_function_cannot_carry_a_recipe() -> None:
         apply(lambda given: given, Recipe())
 
 
+def test_the_path_of_a_recipe_is_no_recipe(server: LoopbackServer) -> None:
+    with pytest.raises(ConfigurationError, match=r"must be a Recipe\. .*Recipe\.load"):
+        apply(part(server), "runs/qa")  # type: ignore[arg-type]
+
+
 # The copying itself
 
 

@@ -12,7 +12,7 @@ from typing import Annotated, Any, TypedDict
 
 import pytest
 from adaseek.errors import ConfigurationError
-from adaseek.recipe import Recipe, Setting
+from adaseek.recipe import Ensemble, Recipe, Setting
 from adaseek.testing.loopback import LoopbackServer, Reply, echo
 from adaseek.workflow import Trace, Usage
 
@@ -369,7 +369,7 @@ def test_answers_of_langchains_own_cache_are_marked(server: LoopbackServer) -> N
 def test_recipe_that_cannot_be_applied_is_counted_and_the_program_runs_on(
     server: LoopbackServer,
 ) -> None:
-    recipe = Recipe({"2.lm": Setting(steps={"a": Setting(instructions="x")})})
+    recipe = Recipe({"2.lm": Setting(ensemble=Ensemble(2, "best_of", reward="short"))})
     hook = AdaSeekHook(recipe)
     with pytest.warns(RuntimeWarning, match="left a request of step `2.lm`"):
         first = chain(server).invoke(GIVEN, {"callbacks": [hook]})
@@ -381,7 +381,7 @@ def test_recipe_that_cannot_be_applied_is_counted_and_the_program_runs_on(
 
 @pytest.mark.parametrize("given", ["runs/qa", {}, AdaSeekHook])
 def test_what_is_no_recipe_is_refused_at_once(given: Any) -> None:
-    with pytest.raises(ConfigurationError, match=r"must be a Recipe or None.*Recipe\.load"):
+    with pytest.raises(ConfigurationError, match=r"must be a Recipe.*Recipe\.load"):
         AdaSeekHook(given)
     with pytest.raises(ConfigurationError, match="must be a Recipe"):
         enable(given)

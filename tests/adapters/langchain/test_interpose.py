@@ -12,7 +12,7 @@ import pytest
 
 pytest.importorskip("langchain_openai")
 
-from adaseek.recipe import Demo, Recipe, Setting
+from adaseek.recipe import Demo, Ensemble, Recipe, Setting
 from adaseek.testing.loopback import LoopbackServer, echo
 from adaseek.workflow import ModelRef
 from adaseek_langchain import AdaSeekHook, disable, enable
@@ -344,8 +344,8 @@ def test_hooks_of_other_tasks_do_not_mix(server: LoopbackServer) -> None:
 def test_a_setting_that_cannot_be_applied_leaves_the_request_alone(
     server: LoopbackServer,
 ) -> None:
-    hook = AdaSeekHook(recipe(steps={"a": Setting()}))
-    with pytest.warns(RuntimeWarning, match="`steps` at step `2.lm`"):
+    hook = AdaSeekHook(recipe(ensemble=Ensemble(2, "best_of", reward="short")))
+    with pytest.warns(RuntimeWarning, match="ensemble at step `2.lm`.*`rewards` has none"):
         reply = program(server).invoke({"q": "a"}, {"callbacks": [hook]})
     assert reply == "echo[m]: a"
     assert messages(server.bodies[0])[0] == "Be brief."

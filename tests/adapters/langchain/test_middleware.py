@@ -240,6 +240,11 @@ def test_the_step_must_be_clear() -> None:
         AdaSeekMiddleware(two, step="other")
 
 
+def test_the_path_of_a_recipe_is_no_recipe() -> None:
+    with pytest.raises(ConfigurationError, match=r"must be a Recipe\. .*Recipe\.load"):
+        AdaSeekMiddleware("runs/qa")  # type: ignore[arg-type]
+
+
 def test_a_setting_that_cannot_be_applied_is_refused_at_once() -> None:
     with pytest.raises(ConfigurationError, match="`rewards` has none"):
         AdaSeekMiddleware(recipe(ensemble=Ensemble(2, "best_of", reward="short")))

@@ -193,7 +193,7 @@ def test_failures_are_in_the_trace(server: LoopbackServer) -> None:
 def test_setting_that_cannot_be_applied_is_an_error_not_another_result(
     server: LoopbackServer,
 ) -> None:
-    recipe = Recipe({"2.lm": Setting(steps={"a": Setting(instructions="x")})})
+    recipe = Recipe({"2.lm": Setting(ensemble=Ensemble(2, "best_of", reward="short"))})
     with pytest.raises(ConfigurationError, match="cannot be applied"):
         run(chain(server), recipe)
 

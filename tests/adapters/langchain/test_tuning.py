@@ -211,6 +211,15 @@ def test_workflow_is_json(server: LoopbackServer) -> None:
     assert json.loads(json.dumps(workflow.to_json()))["framework"] == "langchain"
 
 
+def test_a_bare_chat_model_is_refused_with_what_to_do(server: LoopbackServer) -> None:
+    model = ChatOpenAI(model="m", base_url=server.url, api_key="k")
+    with pytest.raises(
+        ConfigurationError, match=r"bare ChatOpenAI.*RunnablePassthrough\(\) \| model"
+    ):
+        compile(model, metric=is_right, trainset=DATA, budget=20)
+    assert server.requests == ()
+
+
 def test_a_copy_that_carries_a_recipe_is_not_tuned_again(server: LoopbackServer) -> None:
     tuned = apply(chain(server), Recipe({"2.lm": Setting(instructions="Sing.")}))
     with pytest.raises(ConfigurationError, match="carries a recipe already"):
