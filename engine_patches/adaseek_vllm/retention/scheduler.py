@@ -253,6 +253,7 @@ class RetentionMixin(Scheduler):  # type: ignore[misc]
         if meter.is_empty and now_s - self._last_stats_s < _STATS_EVERY_S:
             return None
         self._last_stats_s = now_s
+        self.retention.accounts.settle()
         meter.count("overhead_seconds", self._overhead_s)
         self._overhead_s = 0.0
         gauges = self.retention.gauges()
