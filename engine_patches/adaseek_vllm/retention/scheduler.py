@@ -214,9 +214,16 @@ class RetentionMixin(Scheduler):  # type: ignore[misc]
     def reset_prefix_cache(
         self, reset_running_requests: bool = False, reset_connector: bool = False
     ) -> bool:
-        # What is copied back just now stays: vLLM then refuses, as it does for its own loads.
         self.retention.release_all()
-        return bool(super().reset_prefix_cache(reset_running_requests, reset_connector))
+        # Blocks that are copied to just now hold nothing that anybody will read. To vLLM they are
+        # free for as long as it looks, and nothing is allocated meanwhile; then they wait for the
+        # end of their copies.
+        coming = self.retention.prefetcher.in_flight
+        self.retention_blocks.release(coming)
+        try:
+            return bool(super().reset_prefix_cache(reset_running_requests, reset_connector))
+        finally:
+            self.retention_blocks.hold(coming)
 
     def shutdown(self) -> None:
         self.retention.release_all()
