@@ -53,7 +53,8 @@ class RecursiveLeastSquares:
 
 
 def _dot(a: Sequence[float], b: Sequence[float]) -> float:
-    return sum(map(operator.mul, a, b))
+    total: float = sum(map(operator.mul, a, b))
+    return total
 
 
 class StepCostModel:
