@@ -27,6 +27,7 @@ class Accounts:
         self.meter = meter
         self._block_tokens = block_tokens
         self._last_s: float | None = None
+        self._unread_waste = 0.0
 
     def decided(self, action: Action, reason: str) -> None:
         """Counts a decision: of the `model`, for a `final` turn, by a `limit`, or taken `again`."""
@@ -90,9 +91,17 @@ class Accounts:
         if self._last_s is not None and num_blocks:
             block_seconds = num_blocks * (now_s - self._last_s)
             self.counts.held_block_seconds += block_seconds
-            wasted = block_seconds * self._block_tokens
-            self.meter.count("waste_token_seconds", wasted, "preserve")
+            self._unread_waste += block_seconds * self._block_tokens
         self._last_s = now_s
+
+    def settle(self) -> None:
+        """Puts on the meter what grows all the time, before it is read.
+
+        Not as it grows: the meter would never be empty, and be read and sent after every step.
+        """
+        if self._unread_waste:
+            self.meter.count("waste_token_seconds", self._unread_waste, "preserve")
+            self._unread_waste = 0.0
 
     def gauges(
         self, holdings: Holdings, sessions: SessionTable, prefetcher: Prefetcher, outlook: Outlook

@@ -326,8 +326,8 @@ class RetentionController:
         self.accounts.held(self.num_held_blocks, now_s)
         if not was_short:
             self.prefetcher.look(now_s)
-        holding = self.holding
-        return list(self._keeper.look_again(holding[0], now_s)) if holding else []
+        session = self.holdings.next_to_look_at
+        return list(self._keeper.look_again(session, now_s)) if session is not None else []
 
     # Within.
 

@@ -76,6 +76,11 @@ class Holdings:
         return list(self._sessions.values())
 
     @property
+    def next_to_look_at(self) -> Session | None:
+        """The session that was looked at longest ago; None if none holds blocks."""
+        return next(iter(self._sessions.values()), None)
+
+    @property
     def num_blocks(self) -> int:
         """Different blocks that are held."""
         return self.ledger.num_blocks

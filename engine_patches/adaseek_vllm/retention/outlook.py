@@ -57,7 +57,9 @@ class Outlook:
         if self._load is None:
             price = max(self.price.value, self._estimator.lost_share)
             load = self._read_load(price, self.step_cost.cost)
-            self._load = replace(load, admission_wait_s=self.admission_wait.extra_s)
+            if extra_s := self.admission_wait.extra_s:
+                load = replace(load, admission_wait_s=extra_s)
+            self._load = load
         return self._load
 
     def next_step(self, num_new_tokens: int, *, was_short: bool) -> None:

@@ -214,9 +214,16 @@ class RetentionMixin(Scheduler):  # type: ignore[misc]
     def reset_prefix_cache(
         self, reset_running_requests: bool = False, reset_connector: bool = False
     ) -> bool:
-        # What is copied back just now stays: vLLM then refuses, as it does for its own loads.
         self.retention.release_all()
-        return bool(super().reset_prefix_cache(reset_running_requests, reset_connector))
+        # Blocks that are copied to just now hold nothing that anybody will read. To vLLM they are
+        # free for as long as it looks, and nothing is allocated meanwhile; then they wait for the
+        # end of their copies.
+        coming = self.retention.prefetcher.in_flight
+        self.retention_blocks.release(coming)
+        try:
+            return bool(super().reset_prefix_cache(reset_running_requests, reset_connector))
+        finally:
+            self.retention_blocks.hold(coming)
 
     def shutdown(self) -> None:
         self.retention.release_all()
@@ -253,6 +260,7 @@ class RetentionMixin(Scheduler):  # type: ignore[misc]
         if meter.is_empty and now_s - self._last_stats_s < _STATS_EVERY_S:
             return None
         self._last_stats_s = now_s
+        self.retention.accounts.settle()
         meter.count("overhead_seconds", self._overhead_s)
         self._overhead_s = 0.0
         gauges = self.retention.gauges()

@@ -7,8 +7,9 @@ Sessions of InferCept's trace (or its table) run in a fresh engine for each arm,
 turn forwards and backwards over the seeds. A tiny Llama with random weights stands for the model:
 lengths, pauses and pool are scaled so that a pause weighs against computing a context again as on
 the paper's machine. --out gets a line of JSON a run, from which the tables are made; a second call
-continues it, with the step's time and the capacity that the first one found. The same sessions also
-run through the simulator, with that time.
+continues it, with the step's time and the capacity that the first one found. After the engines the
+same sessions run through the simulator, with that time; --simulate never puts that off, and
+--simulate only makes up for it.
 """
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ from simulate import (
     settings_for,
     sustained_rate,
 )
-from tables import write_results
+from tables import simulated_path, write_results
 from workload import MIXES, Arrival, Scale, arrivals, mean_context, sample, with_one_shots
 
 QUICK = ("stock, no prefix cache", "stock, prefix cache", "fixed threshold 1 s", "ours")
@@ -76,9 +77,12 @@ class Bench:
         window_s: seconds in which sessions arrive.
         tokens: real tokens that one token stands for.
         known: file of what was found before; made if it is not there.
+        said: file of what each turn said in the first arm that ran it; made if it is not there.
     """
 
-    def __init__(self, model: str, *, window_s: float, tokens: float, known: Path) -> None:
+    def __init__(
+        self, model: str, *, window_s: float, tokens: float, known: Path, said: Path
+    ) -> None:
         self.model = model
         self.window_s = window_s
         self.tokens = tokens
@@ -86,10 +90,9 @@ class Bench:
         self.cost = FittedCost(StepCost(0.0, 0.0))
         self.time_scale = 1.0
         self.capacity: dict[str, float] = {}
-        self.outputs: dict[tuple[Case, int, int], str] = {}
+        self.said = said
+        self._outputs: dict[str, str] = json.loads(said.read_text()) if said.exists() else {}
         self._configs: dict[str, Any] = {}
-        self.num_compared = 0
-        self.num_different = 0
 
     def calibrate(self, mixes: Sequence[str]) -> None:
         """Measures a step's time, from it how pauses are scaled, and what stock vLLM sustains.
@@ -157,8 +160,7 @@ class Bench:
                 "steps": len(client.steps),
                 "step_time_error": fit_error(client.steps, self.cost),
             }
-        self._compare_outputs(case, run)
-        return result
+        return result | self._compare_outputs(case, run)
 
     def simulate(self, case: Case, arm: Arm, cost: FittedCost) -> dict[str, float]:
         """Returns the measures of the same sessions with a pretended engine of that cost."""
@@ -216,16 +218,20 @@ class Bench:
             tokens=self.tokens,
         )
 
-    def _compare_outputs(self, case: Case, run: Run) -> None:
-        """Counts turns whose tokens differ from another arm's; a turn's prompt holds the last's."""
+    def _compare_outputs(self, case: Case, run: Run) -> dict[str, float]:
+        """Returns how many turns another arm had, too, and for how many of them its tokens differ.
+
+        A turn's prompt holds the last one's output.
+        """
+        num_compared = num_different = 0
         for played in run.sessions:
             for turn, output in enumerate(played.outputs):
-                key = (case, played.arrival.index, turn)
-                found = hashlib.sha256(json.dumps(list(output)).encode()).hexdigest()
-                if key in self.outputs:
-                    self.num_compared += 1
-                    self.num_different += self.outputs[key] != found
-                self.outputs.setdefault(key, found)
+                key = f"{astuple(case)} {played.arrival.index} {turn}"
+                found = hashlib.sha256(json.dumps(list(output)).encode()).hexdigest()[:16]
+                num_compared += key in self._outputs
+                num_different += self._outputs.setdefault(key, found) != found
+        self.said.write_text(json.dumps(self._outputs))
+        return {"turns_compared": num_compared, "turns_different": num_different}
 
 
 def make_cases(
@@ -245,18 +251,32 @@ def run_all(bench: Bench, cases: Sequence[Case], arms: Sequence[Arm], out: Path)
             if (arm.name, *astuple(case)) in done:
                 continue
             result = bench.run(case, arm)
-            pretended = bench.simulate(case, arm, bench.cost)
             row = {
                 **asdict(case),
                 "preset": "cpu" if case.pool_contexts == 16 else "cpu, idle memory",
                 "arm": arm.name,
                 "machine_load": os.getloadavg()[0],
                 **result,
-                **{f"simulated_{key}": value for key, value in pretended.items()},
             }
             with out.open("a") as file:
                 file.write(json.dumps(row) + "\n")
             print(f"{case} {arm.name}: {result['sessions_per_s']:.2f} sessions/s", flush=True)
+
+
+def simulate_all(bench: Bench, out: Path) -> None:
+    """Runs what the engines ran through the simulator, as far as that was not done."""
+    names = [field.name for field in fields(Case)]
+    simulated = simulated_path(out)
+    done = {(row["arm"], *(row[name] for name in names)) for row in read(simulated)}
+    for row in read(out):
+        case = Case(**{name: row[name] for name in names})
+        (arm,) = choose_arms([row["arm"]])
+        if (arm.name, *astuple(case)) in done:
+            continue
+        result = bench.simulate(case, arm, bench.cost)
+        line = {**asdict(case), "preset": row["preset"], "arm": arm.name, **result}
+        with simulated.open("a") as file:
+            file.write(json.dumps(line) + "\n")
 
 
 def main() -> None:
@@ -269,6 +289,7 @@ def main() -> None:
     parser.add_argument("--window", type=float, help="seconds in which sessions arrive")
     parser.add_argument("--idle", type=int, help="seeds that also run with memory for everyone")
     parser.add_argument("--tokens", type=float, default=4.0, help="real tokens of one token")
+    parser.add_argument("--simulate", choices=["after", "never", "only"], default="after")
     parser.add_argument("--out", type=Path, default=Path("kv_retention_cpu.jsonl"))
     options = parser.parse_args()
     logging.disable(logging.WARNING)
@@ -280,14 +301,21 @@ def main() -> None:
     window_s = options.window or (16.0 if is_quick else 60.0)
     with tempfile.TemporaryDirectory() as folder:
         save_model(Path(folder))
-        known = options.out.with_suffix(".machine.json")
-        bench = Bench(folder, window_s=window_s, tokens=options.tokens, known=known)
+        bench = Bench(
+            folder,
+            window_s=window_s,
+            tokens=options.tokens,
+            known=options.out.with_suffix(".machine.json"),
+            said=options.out.with_suffix(".said.json"),
+        )
         bench.calibrate(mixes)
         print(f"step {bench.cost}, pauses x {bench.time_scale:.3f}, capacity {bench.capacity}")
         num_idle = (1 if is_quick else 2) if options.idle is None else options.idle
         cases = make_cases(mixes=mixes, loads=loads, seeds=seeds, num_idle=num_idle)
-        run_all(bench, cases, arms, options.out)
-    print(f"{bench.num_compared} turns compared with another arm's, {bench.num_different} differ")
+        if options.simulate != "only":
+            run_all(bench, cases, arms, options.out)
+        if options.simulate != "never":
+            simulate_all(bench, options.out)
     print(write_results(options.out))
 
 

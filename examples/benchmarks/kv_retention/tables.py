@@ -14,7 +14,7 @@ import numpy as np
 from arms import SIMPLE_RULES
 from report import Row, group, mean_table, paired_ratio
 
-__all__ = ["write_plot", "write_results"]
+__all__ = ["simulated_path", "write_plot", "write_results"]
 
 OURS, NO_CACHE, STOCK = "ours", "stock, no prefix cache", "stock, prefix cache"
 
@@ -27,8 +27,15 @@ def write_results(runs: Path) -> str:
         seeds = sorted({row["seed"] for row in case})
         name = f"load {load:g} of stock's capacity" if load else "closed loop"
         parts += [f"\n## {preset}, {mix}, {name}, seeds {seeds}\n", mean_table(case)]
-    if any("simulated_sessions_per_s" in row for row in rows):
-        parts += ["\n## The simulator against these runs\n", simulator_error(rows)]
+    if any("turns_compared" in row for row in rows):
+        num_compared, num_different = (
+            sum(row.get(key, 0) for row in rows) for key in ("turns_compared", "turns_different")
+        )
+        parts.append(f"\n{num_compared} turns compared with another arm's, {num_different} differ.")
+    if simulated_path(runs).exists():
+        lines = simulated_path(runs).read_text().splitlines()
+        error = simulator_error(rows, [json.loads(line) for line in lines])
+        parts += ["\n## The simulator against these runs\n", error]
     write_plot(rows, runs.with_suffix(".html"))
     return "\n".join(parts)
 
@@ -56,16 +63,25 @@ def targets(rows: Sequence[Row]) -> str:
     return "\n".join(lines)
 
 
-def simulator_error(rows: Sequence[Row]) -> str:
-    """Returns, by arm, what the simulator said over what was measured."""
+def simulated_path(runs: Path) -> Path:
+    """Returns the file of what the simulator said of the same runs."""
+    return runs.with_suffix(".simulated.jsonl")
+
+
+def simulator_error(rows: Sequence[Row], simulated: Sequence[Row]) -> str:
+    """Returns, by arm, what the simulator said over what was measured: medians, and the range."""
     keys = ("sessions_per_s", "latency_p50_ms", "latency_p90_ms", "computed_again")
+    names = ("arm", "preset", "mix", "load", "seed")
+    said = {tuple(row[name] for name in names): row for row in simulated}
     lines = ["| arm | runs | " + " | ".join(keys) + " |", "|---|---|" + "---|" * len(keys)]
     for (arm,), runs in group(rows, "arm").items():
+        pairs = [(s, r) for r in runs if (s := said.get(tuple(r[name] for name in names)))]
         cells = []
         for key in keys:
-            ratios = [r[f"simulated_{key}"] / r[key] for r in runs if r[key] > 0]
-            cells.append(f"{np.median(ratios):.2f}" if ratios else "")
-        lines.append(f"| {arm} | {len(runs)} | " + " | ".join(cells) + " |")
+            ratios = [s[key] / r[key] for s, r in pairs if r[key] > 0]
+            found = "{:.2f} ({:.2f} to {:.2f})"
+            cells.append(found.format(*np.percentile(ratios, (50, 0, 100))) if ratios else "")
+        lines.append(f"| {arm} | {len(pairs)} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
 

@@ -65,6 +65,7 @@ def follow(last: SimulatedRequest) -> list[int]:
 
 def taken(engine: SimulatedEngine) -> dict[str, Any]:
     """Returns everything that was counted and not read, as the connector reports it."""
+    engine.scheduler.retention.accounts.settle()
     return dict(engine.scheduler.retention_meter.take({}))
 
 

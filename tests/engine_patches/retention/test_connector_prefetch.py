@@ -144,10 +144,37 @@ def test_reset_forgets_what_is_on_its_way(make: Make) -> None:
     engine = make()
     first = until_coming(engine)
     engine.scheduler.reset_prefix_cache()
+    assert swap(engine).num_bringing
     until_back(engine)
     assert engine.scheduler.reset_prefix_cache()
     assert len(swap(engine).pool) == 0
     assert turn(engine, "s", follow(first)).cached_tokens == 0
+
+
+def test_reset_that_stops_who_runs_does_not_wait_for_what_is_on_its_way(make: Make) -> None:
+    engine = make()
+    first = until_coming(engine)
+    running = engine.submit("running", tokens(60, start=98), max_tokens=200)
+    for _ in range(3):
+        engine.step()
+    coming = engine.scheduler.retention.prefetcher.in_flight
+    pool = engine.scheduler.kv_cache_manager.block_pool
+    assert coming
+    is_refused = engine.num_in_flight > 0
+    if is_refused:
+        # Beside a connector vLLM refuses while a step is computed, copies or not.
+        with pytest.raises(RuntimeError, match="Failed to reset"):
+            engine.scheduler.reset_prefix_cache(reset_running_requests=True)
+    else:
+        assert engine.scheduler.reset_prefix_cache(reset_running_requests=True)
+        assert pool.get_num_free_blocks() == NUM_BLOCKS - 1 - len(coming)
+    # Nobody is given what the copy still writes to.
+    assert all(pool.blocks[block].ref_cnt == 1 for block in coming)
+    until_back(engine)
+    assert running.is_finished
+    assert len(running.output) == 200
+    assert pool.get_num_free_blocks() == NUM_BLOCKS - 1
+    assert is_refused or turn(engine, "s", follow(first)).cached_tokens == 0
 
 
 def test_turn_that_diverges_computes_its_own(make: Make) -> None:

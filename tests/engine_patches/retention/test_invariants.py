@@ -162,12 +162,14 @@ class Trace:
         self.is_resetting = True
         # vLLM refuses beside a connector that loads: blocks of loads, and of steps in flight, stay.
         keeps_blocks = self.scheduler.defer_block_free and self.engine.num_in_flight
-        is_held = self.scheduler.kv_holding_waiting or keeps_blocks or self.num_bringing
+        is_held = self.scheduler.kv_holding_waiting or keeps_blocks
         may_preempt = not is_held and self.random.random() < 0.5
         succeeded = self.scheduler.reset_prefix_cache(may_preempt)
         self.is_resetting = False
         assert self.retention.num_held_blocks == 0
-        is_idle = not (self.scheduler.running or self.engine.num_in_flight or self.is_loading)
+        # Copies back that nobody asked for yet are in nobody's way.
+        is_loading = self.num_loading > self.num_bringing
+        is_idle = not (self.scheduler.running or self.engine.num_in_flight or is_loading)
         assert succeeded or not is_idle or is_held
         self.check()
 
@@ -217,10 +219,10 @@ class Trace:
         return host.swap.num_bringing if host is not None else 0
 
     @property
-    def is_loading(self) -> bool:
-        """Whether copies are on their way back, for requests that wait, went, or are expected."""
+    def num_loading(self) -> int:
+        """Copies on their way back, for requests that wait, went, or are expected."""
         host = self.scheduler.retention_host
-        return host is not None and host.swap.num_loading > 0
+        return host.swap.num_loading if host is not None else 0
 
     @property
     def is_only_waiting(self) -> bool:
@@ -229,7 +231,7 @@ class Trace:
         A load counts as running: nobody else may have its blocks before it ends.
         """
         is_waiting = self.scheduler.waiting or self.scheduler.kv_holding_waiting
-        is_running = self.scheduler.running or self.engine.num_in_flight or self.is_loading
+        is_running = self.scheduler.running or self.engine.num_in_flight or self.num_loading
         return bool(is_waiting) and not is_running
 
     @property
