@@ -27,7 +27,7 @@ from adaseek_vllm.token_tree.tree import TreeTokens
 from vllm import _custom_ops as ops
 
 BLOCK = 128
-ROWS = (2, 4, 5, 8, 13, 16, 17, 32)
+ROWS = (2, 4, 8, 16, 17, 32, 64, 128)
 
 
 def told(
