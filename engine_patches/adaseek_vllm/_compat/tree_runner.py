@@ -61,6 +61,7 @@ class TreeModelRunner(GPUModelRunner):  # type: ignore[misc]
     _stats: TreeStats  # since the last report
     _step_stats: TreeStats
     _caches: list[list[torch.Tensor]]  # of each group of layers that share block tables
+    _tenants: dict[str, str]  # of the requests that are known
     # One step's drafts and trees; set by `_prepare_inputs`, read until the step's end.
     _drafts: list[TreeTokens]
     _accepted: list[tuple[int, ...]]
@@ -102,6 +103,7 @@ class TreeModelRunner(GPUModelRunner):  # type: ignore[misc]
             return
         layers = self.compilation_config.static_forward_context
         self._metrics, self._stats, self._step_stats = TreeMetrics(), TreeStats(), TreeStats()
+        self._tenants = {}
         try:
             self._layout = self._cache_layout()
         except ValueError as error:
@@ -117,6 +119,7 @@ class TreeModelRunner(GPUModelRunner):  # type: ignore[misc]
         prepared = super()._prepare_inputs(scheduler_output, num_scheduled_tokens)
         drafted = scheduler_output.scheduled_spec_decode_tokens
         request_ids = self.input_batch.req_ids
+        self._tenants |= scheduler_output.tenants
         self._drafts = [_as_tree(drafted.get(request_id, ())) for request_id in request_ids]
         self._accepted = [() for _ in request_ids]
         ends = np.cumsum(num_scheduled_tokens)
@@ -222,7 +225,7 @@ class TreeModelRunner(GPUModelRunner):  # type: ignore[misc]
         """Returns what the target finds likely after every row; None if no source wants it."""
         if not (num_successors := self._proposer.num_successors):
             return None
-        tokens, previous = list[int](), list[int]()
+        tokens, previous, tenants = list[int](), list[int](), list[str]()
         for index, draft in enumerate(self._drafts):
             root = int(self.optimistic_seq_lens_cpu[index]) - len(draft) - 1
             text = self.input_batch.token_ids_cpu[index]
@@ -230,11 +233,13 @@ class TreeModelRunner(GPUModelRunner):  # type: ignore[misc]
             tokens += rows
             previous.append(int(text[root - 1]) if root else _NO_TOKEN)
             previous += [rows[parent + 1] for parent in draft.parents]
+            tenants += [self._tenants[self.input_batch.req_ids[index]]] * len(rows)
         return VerifiedRows(
             tokens=np.array(tokens),
             previous=np.array(previous),
             successors=self._kernel.top_tokens(logits, num_successors).cpu().numpy(),
             said=np.full(len(tokens), _NO_TOKEN),
+            tenants=tenants,
         )
 
     def _said(self, verified: Sequence[Verified]) -> NDArray[np.int64]:
@@ -287,6 +292,7 @@ class TreeModelRunner(GPUModelRunner):  # type: ignore[misc]
                 # Sources that read them run on CPUs.
                 hidden=hidden_states[rows] if hidden_states.is_cpu else None,
                 first_hidden=int(self.optimistic_seq_lens_cpu[index]) - num_rows,
+                tenant=self._tenants[request_id],
             )
             requests.append(request)
         with self._step_stats.timed("draft"):
@@ -301,6 +307,7 @@ class TreeModelRunner(GPUModelRunner):  # type: ignore[misc]
 
     def _on_request_state_removed(self, req_id: str, req_state: Any) -> None:
         super()._on_request_state_removed(req_id, req_state)
+        self._tenants.pop(req_id, None)
         self._proposer.forget(req_id)
 
     def _input_fits_in_drafter(self, common_attn_metadata: Any) -> bool:

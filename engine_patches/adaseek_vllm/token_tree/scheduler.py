@@ -32,6 +32,16 @@ class TreeSchedulerMixin(Scheduler):  # type: ignore[misc]
             num_sequences = self.scheduler_config.max_num_seqs
             self.dynamic_sd_lookup = [self.num_spec_tokens] * (num_sequences + 1)
 
+    # The arguments and the result are the scheduler's own.
+    def schedule(self, *args: Any, **kwargs: Any) -> Any:
+        output = super().schedule(*args, **kwargs)
+        # vLLM tells its workers everything of a request but this.
+        output.tenants = {
+            new.req_id: self.requests[new.req_id].cache_salt or ""
+            for new in output.scheduled_new_reqs
+        }
+        return output
+
     def update_draft_token_ids(self, draft_token_ids: Any) -> None:
         plain, trees = list[list[int]](), dict[str, TreeTokens]()
         for request_id, tokens in zip(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 import numpy as np
@@ -38,6 +38,8 @@ class DraftRequest:
     [tokens, hidden size]; in normal decoding the tokens before the new ones."""
     first_hidden: int = 0
     """Position of the first of them."""
+    tenant: str = field(kw_only=True)
+    """Its cache salt, empty without one: what one tenant's requests say may help no other's."""
 
 
 @dataclass(frozen=True)
@@ -52,6 +54,8 @@ class VerifiedRows:
     """The likeliest next tokens, best first, [rows, num_successors]."""
     said: NDArray[np.int64]
     """The token that was emitted after a row; -1 off the accepted path. [rows]"""
+    tenants: Sequence[str]
+    """Whose request a row belongs to, as in `DraftRequest`. [rows]"""
 
 
 class DraftSource(Protocol):

@@ -1,37 +1,36 @@
 """Same tokens with trees as without: counts completions that differ from vLLM's own.
 
-    python examples/benchmarks/token_tree/exactness.py MODEL --prompts 200 --tokens 128
+    python exactness.py MODEL --out FOLDER --prompts 200 --tokens 128
+    python exactness.py MODEL --out FOLDER --report
 
-Greedy prompts and seeded ones with penalties, top-p, top-k and log probabilities, in float32, in
-batches of 1 to 8. Drafts are the real sources', and in a second pass trees of `scripted` shape
-that hide the known continuation among wrong guesses. MODEL is a directory or a name on the hub.
+Greedy prompts (or, with `--mode seeded`, seeded ones with penalties, top-p, top-k and log
+probabilities) in batches of 1 to 8, in float32. Each arm is an engine in a process of its own:
+`stock` first, vLLM without speculation; `sources`, trees from the real sources, as many nodes as
+may be; `scripted` and `adversarial`, trees that hide the known continuation (known_drafts.py);
+`chain`, `sources` without branches; `ngram:K`, vLLM's linear drafts. MODEL is a directory or a
+name on the hub. With `--minutes` no batch is begun after that time; the same command goes on.
 
-In bfloat16 (`--dtype bfloat16 --modes greedy`) rounding depends on the number of rows, in vLLM's
-own linear speculation as well: `gap` is how much likelier, as a log probability, the first token
-that differs was than the one in its place, the largest of all completions; `ngram` is vLLM's.
+In bfloat16 (`--dtype bfloat16`) rounding depends on the number of rows, in vLLM's own linear
+speculation as well. For each completion that differs the report has the place, and how much
+likelier, as a log probability, each run found its own token than the other's there.
 """
 
 from __future__ import annotations
 
 import argparse
-import gc
 import json
 import math
+import multiprocessing
 import os
 import time
+from collections.abc import Iterator
+from itertools import cycle
+from pathlib import Path
 from typing import Any
 
 os.environ |= {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_LOGGING_LEVEL": "ERROR"}
 os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
 os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")
-
-import numpy as np
-import vllm
-from adaseek_vllm.flags import with_features
-from adaseek_vllm.token_tree.guesses import Guesses
-from adaseek_vllm.token_tree.sources import DraftRequest
-from adaseek_vllm.token_tree.tree import ROOT
-from vllm import SamplingParams
 
 SUBJECTS = (
     *("a lighthouse", "prime numbers", "sourdough bread", "the French Revolution", "a cat"),
@@ -47,46 +46,14 @@ TASKS = ("Write a short story about {}.", "Explain {} to a child.", "List five f
          "Translate to French: I like {}.", "Write a headline about {}.",
          "Write a C program about {}.", "Define {}.", "Write an advertisement for {}.")  # fmt: skip
 
-LINEAR = {
-    "speculative_config": {
-        "method": "ngram",
-        "num_speculative_tokens": 4,
-        "prompt_lookup_min": 1,
-        "prompt_lookup_max": 4,
-    }
-}
+
+STOCK = "stock"
+BATCHES = (1, 8, 8, 2, 8, 8, 4, 8, 8, 6, 8, 8)
 
 
-class Scripted:
-    """Hides the known continuation in random places of random trees."""
+def parameters(index: int, num_tokens: int, *, seeded: bool) -> Any:
+    from vllm import SamplingParams
 
-    num_successors = 0
-
-    def __init__(self, texts: list[list[int]]) -> None:
-        self.texts, self.rng = texts, np.random.default_rng(0)
-
-    def draft(self, request: DraftRequest, max_nodes: int) -> Guesses:
-        tokens, rng, guesses = request.tokens.tolist(), self.rng, Guesses()
-        coming = next((t[len(tokens) :] for t in self.texts if t[: len(tokens)] == tokens), [])
-        coming, spine, nodes = coming[: int(rng.integers(0, 9))], ROOT, [ROOT]
-        for _ in range(int(rng.integers(0, max_nodes + 1))):
-            if coming and rng.random() < 0.5:
-                spine = guesses.add(spine, coming.pop(0), 0.9)
-                nodes.append(spine)
-            else:
-                # The right token in a wrong place, too.
-                token = coming[0] if coming and rng.random() < 0.3 else rng.integers(100, 4000)
-                nodes.append(guesses.add(nodes[int(rng.integers(len(nodes)))], int(token), 0.9))
-        return guesses
-
-    def learn(self, rows: Any) -> None:
-        raise AssertionError("no successors were asked for")
-
-    def forget(self, request_id: str) -> None:
-        pass
-
-
-def parameters(index: int, num_tokens: int, *, seeded: bool) -> SamplingParams:
     common: dict[str, Any] = {"max_tokens": num_tokens, "detokenize": False}
     if not seeded:
         return SamplingParams(temperature=0, ignore_eos=True, logprobs=4, **common)
@@ -100,108 +67,191 @@ def parameters(index: int, num_tokens: int, *, seeded: bool) -> SamplingParams:
     return SamplingParams(temperature=0.8, seed=1000 + index, **common, **chosen)
 
 
-def run(model: str, prompts: list[str], given: Any, **arguments: Any) -> tuple[list[Any], float]:
-    """Returns all completions, in batches of 1 to 8, and the number of tokens per step."""
-    llm = vllm.LLM(
-        **with_features(
-            model=model,
-            dtype=given.dtype,
-            enforce_eager=True,
-            max_model_len=1024,
-            max_num_seqs=8,
-            **arguments,
-        )
+def engine_arguments(arm: str, given: argparse.Namespace) -> dict[str, Any]:
+    """What an arm's name stands for."""
+    from adaseek_vllm.flags import with_features
+
+    kind, _, number = arm.partition(":")
+    common: dict[str, Any] = {
+        "model": given.model,
+        "dtype": given.dtype,
+        "enforce_eager": True,
+        "max_model_len": 1024,
+        "max_num_seqs": 8,
+    }
+    if kind == STOCK:
+        return common
+    if kind == "ngram":
+        ngram = {"method": "ngram", "prompt_lookup_min": 1, "prompt_lookup_max": 4}
+        return common | {"speculative_config": ngram | {"num_speculative_tokens": int(number)}}
+    tree = {"num_nodes": given.nodes, "budget": "full"}
+    return with_features(
+        token_tree=tree | ({"shape": "chain"} if kind == "chain" else {}), **common
     )
+
+
+def batches(num_prompts: int) -> Iterator[range]:
+    """The prompts of each batch."""
+    first = 0
+    for size in cycle(BATCHES):
+        if first >= num_prompts:
+            return
+        yield range(first, min(first + size, num_prompts))
+        first += size
+
+
+def records(path: Path) -> list[dict[str, Any]]:
+    """What an arm said so far, one record for each prompt."""
+    lines = path.read_text().splitlines() if path.exists() else []
+    return [record for line in lines for record in json.loads(line)["answers"]]
+
+
+def answer(arm: str, path: Path, texts: list[list[int]], given: argparse.Namespace) -> None:
+    """Writes an arm's answers to all prompts that have none yet, a line for each batch."""
+    deadline_s = time.monotonic() + 60 * given.minutes
+    done = {record["index"] for record in records(path)}
+    todo = [batch for batch in batches(given.prompts) if batch[-1] not in done]
+    if not todo:
+        return
+    import vllm
+
+    llm = vllm.LLM(**engine_arguments(arm, given))
     core: Any = llm.llm_engine.engine_core
     runner = core.engine_core.model_executor.driver_worker.worker.model_runner
-    num_steps, execute = 0, runner.execute_model
+    num_steps, execute = [0], runner.execute_model
 
     def counted(*args: Any, **kwargs: Any) -> Any:
-        nonlocal num_steps
-        num_steps += 1
+        num_steps[0] += 1
         return execute(*args, **kwargs)
 
     runner.execute_model = counted
-    if given.texts is not None:
-        runner.drafter.sources = [Scripted(given.texts)]
-    outputs: list[Any] = []
-    while len(outputs) < len(prompts):
-        first = len(outputs)
-        batch = prompts[first : first + 1 + first % 8]
-        settings = [
-            parameters(first + index, given.tokens, seeded=given.seeded)
-            for index in range(len(batch))
-        ]
-        chats = [[{"role": "user", "content": prompt}] for prompt in batch]
-        outputs += llm.chat(chats, settings, use_tqdm=False)
-    num_tokens = sum(len(output.outputs[0].token_ids) for output in outputs)
-    core.shutdown()
-    del llm, runner, core
-    gc.collect()
-    return outputs, num_tokens / num_steps
+    if arm in ("scripted", "adversarial"):
+        from known_drafts import Adversarial, Scripted
+
+        runner.drafter.sources = [(Scripted if arm == "scripted" else Adversarial)(texts)]
+    prompts = [task.format(subject) for task in TASKS for subject in SUBJECTS]
+    for batch in todo:
+        if time.monotonic() > deadline_s:
+            return
+        settings = [parameters(at, given.tokens, seeded=given.mode == "seeded") for at in batch]
+        chats = [[{"role": "user", "content": prompts[at]}] for at in batch]
+        num_steps[0], began_s = 0, time.monotonic()
+        outputs = llm.chat(chats, settings, use_tqdm=False)
+        line = {
+            "steps": num_steps[0],
+            "seconds": round(time.monotonic() - began_s, 2),
+            "answers": [as_record(at, output) for at, output in zip(batch, outputs, strict=True)],
+        }
+        with path.open("a") as out:
+            out.write(json.dumps(line) + "\n")
 
 
-def different(stock: list[Any], trees: list[Any]) -> dict[str, Any]:
-    """Counts completions with other tokens, or other log probabilities than rounding explains."""
-    tokens, worst, gap = 0, 0.0, 0.0
-    for one, other in zip(stock, trees, strict=True):
-        (a,), (b,) = one.outputs, other.outputs
-        if list(a.token_ids) != list(b.token_ids):
-            tokens += 1
-            gap = max(gap, first_gap(a, b))
-        elif a.logprobs is not None:
-            pairs = zip(a.logprobs, b.logprobs, strict=True)
-            worst = max(
-                worst, *(abs(p[t].logprob - q[t].logprob) for p, q in pairs for t in p if t in q)
-            )
-    return {"different": tokens, "gap": round(gap, 4), "logprob_error": round(worst, 6)}
+def as_record(index: int, output: Any) -> dict[str, Any]:
+    (completion,) = output.outputs
+    logprobs = completion.logprobs and [
+        {str(token): round(one.logprob, 6) for token, one in at.items()}
+        for at in completion.logprobs
+    ]
+    return {
+        "index": index,
+        "prompt": list(output.prompt_token_ids),
+        "tokens": list(completion.token_ids),
+        "logprobs": logprobs,
+    }
 
 
-def first_gap(stock: Any, other: Any) -> float:
-    """How much likelier stock's token was than the other one where they first differ."""
-    pairs = enumerate(zip(stock.token_ids, other.token_ids, strict=False))
-    differing = next(((at, a, b) for at, (a, b) in pairs if a != b), None)
-    if differing is None or stock.logprobs is None:
-        return math.inf
-    at, a, b = differing
-    likely = stock.logprobs[at]
-    return likely[a].logprob - likely[b].logprob if b in likely else math.inf
+def compared(stock: list[dict[str, Any]], other: list[dict[str, Any]]) -> dict[str, Any]:
+    """Counts completions with other tokens, and finds the worst error of a log probability."""
+    expected, worst, differing = {one["index"]: one for one in stock}, 0.0, []
+    pairs = [(expected[one["index"]], one) for one in other if one["index"] in expected]
+    for one, two in pairs:
+        if one["tokens"] != two["tokens"]:
+            differing.append({"prompt": one["index"], **divergence(one, two)})
+        for a, b in zip(one["logprobs"] or (), two["logprobs"] or (), strict=False):
+            if a.keys() != b.keys():
+                # Behind a divergence the texts have nothing in common.
+                break
+            worst = max(worst, *(abs(a[token] - b[token]) for token in a))
+    return {
+        "completions": len(pairs),
+        "tokens": sum(len(one["tokens"]) for one, _ in pairs),
+        "different": len(differing),
+        "logprob_error": round(worst, 6),
+        "divergences": differing,
+    }
+
+
+def divergence(stock: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:
+    """Where two answers part, and by how much each run prefers its own token there."""
+    pairs = enumerate(zip(stock["tokens"], other["tokens"], strict=False))
+    place = next((at for at, (a, b) in pairs if a != b), None)
+    if place is None:
+        return {"at": min(len(stock["tokens"]), len(other["tokens"])), "gaps": None}
+    tokens = stock["tokens"][place], other["tokens"][place]
+    gaps = [gap(stock, place, *tokens), gap(other, place, *tokens[::-1])]
+    return {"at": place, "gaps": gaps}
+
+
+def gap(run: dict[str, Any], place: int, own: int, other: int) -> float | None:
+    """How much likelier a run found its own token; None if it did not say."""
+    likely = run["logprobs"][place] if run["logprobs"] else {}
+    found = likely.get(str(own), math.nan) - likely.get(str(other), math.nan)
+    return None if math.isnan(found) else round(found, 4)
+
+
+def report(folder: Path, given: argparse.Namespace) -> None:
+    """Prints what is in the folder."""
+    stock = records(file_of(folder, STOCK, given))
+    for arm in given.arms:
+        path = file_of(folder, arm, given)
+        if arm == STOCK or not path.exists():
+            continue
+        lines = [json.loads(line) for line in path.read_text().splitlines()]
+        emitted = sum(
+            len(one["tokens"]) / len(line["answers"]) for line in lines for one in line["answers"]
+        )
+        result = {
+            "model": Path(given.model).name,
+            "mode": f"{given.mode} {given.dtype}",
+            "arm": arm,
+            "tokens_per_step_and_request": round(emitted / sum(one["steps"] for one in lines), 2),
+            "seconds": round(sum(one["seconds"] for one in lines)),
+            **compared(stock, records(path)),
+        }
+        print("RESULT " + json.dumps(result), flush=True)
+
+
+def file_of(folder: Path, arm: str, given: argparse.Namespace) -> Path:
+    name = f"{Path(given.model).name}.{given.dtype}.{given.mode}.{given.tokens}"
+    return folder / f"{name}.{arm.replace(':', '_')}.jsonl"
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("model")
+    parser.add_argument("--out", type=Path, required=True, help="Folder of the answers.")
     parser.add_argument("--prompts", type=int, default=200)
     parser.add_argument("--tokens", type=int, default=128)
     parser.add_argument("--nodes", type=int, default=12)
-    parser.add_argument("--modes", nargs="+", default=["greedy", "seeded"])
-    parser.add_argument("--drafts", nargs="+", default=["sources", "scripted"],
-                        choices=["sources", "scripted", "ngram"])  # fmt: skip
+    parser.add_argument("--mode", default="greedy", choices=["greedy", "seeded"])
+    parser.add_argument("--arms", nargs="+", default=[STOCK, "sources", "scripted", "adversarial"])
     parser.add_argument("--dtype", default="float32")
+    parser.add_argument("--minutes", type=float, default=math.inf, help="Of each arm.")
+    parser.add_argument("--report", action="store_true", help="Only print what is there.")
     given = parser.parse_args()
-    prompts = [task.format(subject) for task in TASKS for subject in SUBJECTS][: given.prompts]
-    for mode in given.modes:
-        given.seeded, given.texts = mode == "seeded", None
-        started = time.monotonic()
-        stock, stock_rate = run(given.model, prompts, given)
-        texts = [[*one.prompt_token_ids, *one.outputs[0].token_ids] for one in stock]
-        tree = {"token_tree": {"num_nodes": given.nodes, "budget": "full"}}
-        for drafts in given.drafts:
-            given.texts = texts if drafts == "scripted" else None
-            trees, rate = run(
-                given.model, prompts, given, **(LINEAR if drafts == "ngram" else tree)
-            )
-            result = {
-                "mode": f"{mode} {given.dtype}",
-                "drafts": drafts,
-                "completions": len(stock),
-                "tokens": sum(len(one.outputs[0].token_ids) for one in stock),
-                **different(stock, trees),
-                "tokens_per_step": round(rate, 2),
-                "stock": round(stock_rate, 2),
-                "seconds": round(time.monotonic() - started),
-            }
-            print("RESULT " + json.dumps(result), flush=True)
+    given.out.mkdir(parents=True, exist_ok=True)
+    context = multiprocessing.get_context("spawn")
+    for arm in () if given.report else given.arms:
+        stock = records(file_of(given.out, STOCK, given))
+        texts = [[*one["prompt"], *one["tokens"]] for one in stock]
+        arguments = (arm, file_of(given.out, arm, given), texts, given)
+        # An engine's end gives all its memory back only with its process.
+        process = context.Process(target=answer, args=arguments)
+        process.start()
+        process.join()
+        if process.exitcode:
+            raise SystemExit(f"the arm {arm} failed with {process.exitcode}")
+    report(given.out, given)
 
 
 if __name__ == "__main__":

@@ -3,7 +3,9 @@
     python tables.py runs.jsonl [--against none]
 
 A cell is the median over units of an arm's tokens per second over the other arm's, with the
-quartiles; a unit's turns count as one. Geometric means are over workloads. `equal` counts
+quartiles (of fewer than four units: the extremes); a unit's turns count as one. Geometric means
+are over workloads, with the range that holds nine of ten means of units drawn again (bootstrap).
+`best stock` is, for each workload, the one of vLLM's own arms that is fastest there. `equal` counts
 completions that are token for token those of the arm `none`.
 """
 
@@ -11,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import random
 import statistics
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping
@@ -18,7 +21,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-STOCK = "none"
+STOCK, BEST = "none", "best stock"
+STOCK_KINDS = ("none", "ngram", "draft", "suffix")
+NUM_DRAWS = 2000
 
 
 @dataclass
@@ -75,8 +80,21 @@ def units_of(records: Iterable[Mapping[str, Any]]) -> Units:
     return found
 
 
+def best_stock(units: Units, workload: str) -> str:
+    """Returns the arm of vLLM's own that is fastest in a workload, as its median says."""
+    arms = dict.fromkeys(arm for told in units.values() for arm in told)
+    speeds = {
+        arm: statistics.median(values)
+        for arm in arms
+        if arm.partition(":")[0] in STOCK_KINDS and (values := ratios(units, workload, arm, STOCK))
+    }
+    return max(speeds, key=lambda arm: speeds[arm])
+
+
 def ratios(units: Units, workload: str, arm: str, other: str) -> list[float]:
     """Returns an arm's speed over another's, unit by unit."""
+    if other == BEST:
+        other = best_stock(units, workload)
     return [
         arms[arm].rate / arms[other].rate
         for (name, _), arms in units.items()
@@ -93,24 +111,36 @@ def spread(values: list[float]) -> str:
     return f"{statistics.median(values):.2f} ({low:.2f}-{high:.2f})"
 
 
+def mean_with_range(cells: list[list[float]]) -> str:
+    """The geometric mean of the cells' medians, and the range of it if units are drawn again."""
+    rng = random.Random(0)
+    drawn = sorted(
+        statistics.geometric_mean(
+            statistics.median(rng.choices(values, k=len(values))) for values in cells
+        )
+        for _ in range(NUM_DRAWS)
+    )
+    mean = statistics.geometric_mean(map(statistics.median, cells))
+    low, high = drawn[NUM_DRAWS // 20], drawn[-NUM_DRAWS // 20]
+    return f"**{mean:.2f}** ({low:.2f}-{high:.2f})"
+
+
 def table(units: Units, other: str) -> list[str]:
     """Lines of a table: workloads down, arms across."""
     workloads = list(dict.fromkeys(name for name, _ in units))
     arms = list(dict.fromkeys(arm for told in units.values() for arm in told))
     lines = [f"| workload (units) | {' | '.join(arms)} |", "|---" * (len(arms) + 1) + "|"]
-    medians: dict[str, list[float]] = defaultdict(list)
+    found: dict[str, list[list[float]]] = defaultdict(list)
     for workload in workloads:
         cells = []
         for arm in arms:
             if values := ratios(units, workload, arm, other):
-                medians[arm].append(statistics.median(values))
+                found[arm].append(values)
             cells.append(spread(values) if values else "not run")
         num_units = sum(name == workload for name, _ in units)
         lines.append(f"| {workload} ({num_units}) | {' | '.join(cells)} |")
     means = [
-        f"**{statistics.geometric_mean(medians[arm]):.2f}**"
-        if len(medians[arm]) == len(workloads)
-        else "not all run"
+        mean_with_range(found[arm]) if len(found[arm]) == len(workloads) else "not all run"
         for arm in arms
     ]
     return [*lines, f"| geometric mean | {' | '.join(means)} |"]
@@ -166,7 +196,14 @@ def main() -> None:
         units = units_of(records)
         print(f"\n{model}, {dtype}, batch {batch}, temperature {temperature}: speed over "
               f"`{given.against}`\n")  # fmt: skip
-        print("\n".join([*table(units, given.against), "", *details(units)]))
+        lines = [*table(units, given.against), "", *details(units)]
+        if any(STOCK in told for told in units.values()):
+            best = ", ".join(
+                f"{name}: {best_stock(units, name)}"
+                for name in dict.fromkeys(name for name, _ in units)
+            )
+            lines += ["", f"Speed over the best stock arm ({best})", "", *table(units, BEST)]
+        print("\n".join(lines))
 
 
 if __name__ == "__main__":

@@ -33,7 +33,7 @@ import torch
 import transformers
 import vllm
 from adaseek_vllm.flags import with_features
-from scripted_drafts import VOCABULARY, Oracle, Texts
+from scripted_drafts import VOCABULARY, Oracle, Tenants, Texts
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from vllm import SamplingParams
 from vllm.sampling_params import StructuredOutputsParams
@@ -233,6 +233,7 @@ def with_trees(
         engine.use(texts, shape=shape)
         results[f"{shape} trees"] = compared(expected["greedy"], runs["greedy"](engine))
     results["aborts"] = aborts(engine, texts, expected["greedy"])
+    results["tenants"] = tenants(engine, texts, expected["greedy"])
     results["controls"] = controls(engine, runs["greedy"], expected["greedy"], texts)
     engine.close()
     return results
@@ -254,6 +255,23 @@ def aborts(engine: Engine, texts: Texts, expected: list[Any]) -> dict[str, Any]:
         finished |= {int(one.request_id): one for one in core.step() if one.finished}
     kept = range(1, len(expected), 2)
     return compared([expected[index] for index in kept], [finished[index] for index in kept])
+
+
+def tenants(engine: Engine, texts: Texts, expected: list[Any]) -> dict[str, Any]:
+    """Two tenants and requests without a salt, in the same steps."""
+    engine.llm.reset_prefix_cache()
+    engine.runner.drafter.sources = [source := Tenants(texts)]
+    inputs = [
+        {"prompt_token_ids": output.prompt_token_ids} | ({"cache_salt": salt} if salt else {})
+        for output, salt in zip(expected, ["a", "b", ""] * len(expected), strict=False)
+    ]
+    outputs = engine.llm.generate(inputs, GREEDY, use_tqdm=False)
+    asked = [(*one["prompt_token_ids"], one.get("cache_salt", "")) for one in inputs]
+    return compared(expected, outputs) | {
+        "drafted": source.drafted == set(asked),
+        "learned": dict(source.learned),
+        "left": len(engine.runner._tenants),
+    }
 
 
 SCHEMA = {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 
 import numpy as np
@@ -68,7 +69,25 @@ class Oracle:
 
     def learn(self, rows: VerifiedRows) -> None:
         assert len(rows.tokens) == len(rows.successors) == len(rows.previous) == len(rows.said)
+        assert len(rows.tokens) == len(rows.tenants)
         self.num_learned += len(rows.tokens)
 
     def forget(self, request_id: str) -> None:
         pass
+
+
+class Tenants(Oracle):
+    """Notes whose requests it is shown; their prompts have nine tokens."""
+
+    def __init__(self, texts: Texts) -> None:
+        super().__init__(texts)
+        self.drafted: set[tuple[int | str, ...]] = set()
+        self.learned: Counter[str] = Counter()
+
+    def draft(self, request: DraftRequest, max_nodes: int) -> Guesses:
+        self.drafted.add((*request.tokens[:9].tolist(), request.tenant))
+        return super().draft(request, max_nodes)
+
+    def learn(self, rows: VerifiedRows) -> None:
+        super().learn(rows)
+        self.learned.update(rows.tenants)

@@ -225,6 +225,17 @@ def test_layout_of_matrix_units(kernel: Kernel, seed: int) -> None:
 
 
 @pytest.mark.usefixtures("needs_amx")
+@pytest.mark.parametrize("num_context", [30, 200, 700])
+def test_matrix_units_round_as_vllms_kernel_does(num_context: int) -> None:
+    """Else answers in bfloat16 part from plain decoding more often than with linear drafts."""
+    case = Case(num_context, random_tree(20, 1), dtype=torch.bfloat16, layout="amx")
+    compiled = compiled_kernel()
+    assert compiled is not None
+    differs = attend(case, compiled) != case.along_branches()
+    assert differs.float().mean() < 0.02
+
+
+@pytest.mark.usefixtures("needs_amx")
 def test_best_kernel_reads_the_layout_of_matrix_units_on_a_cpu_that_has_them() -> None:
     compiled = compiled_kernel()
     assert compiled is not None

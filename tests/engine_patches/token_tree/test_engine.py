@@ -26,6 +26,7 @@ SCENARIOS = (
     "wide trees",
     "deep trees",
     "aborts",
+    "tenants",
     "json schema",
     "stock afterwards",
 )
@@ -73,6 +74,14 @@ def test_small_engine_really_preempts(results: dict[str, Any]) -> None:
 
 def test_sources_learn_from_verified_rows(results: dict[str, Any]) -> None:
     assert results["prefix cache"]["learned"] > 0
+
+
+def test_sources_are_told_whose_request_a_row_belongs_to(results: dict[str, Any]) -> None:
+    tenants = results["tenants"]
+    assert tenants["drafted"]
+    assert set(tenants["learned"]) == {"a", "b", ""}
+    # What ended is forgotten with the next step; four run at once.
+    assert tenants["left"] <= 4
 
 
 def test_trees_leave_no_class_behind(results: dict[str, Any]) -> None:

@@ -9,8 +9,8 @@ from adaseek_vllm.token_tree.sources import DraftRequest, PathSource, VerifiedRo
 from adaseek_vllm.token_tree.suffix import SuffixSource
 
 
-def request(*tokens: int, name: str = "a") -> DraftRequest:
-    return DraftRequest(name, np.array(tokens, dtype=np.int32), 1)
+def request(*tokens: int, name: str = "a", tenant: str = "") -> DraftRequest:
+    return DraftRequest(name, np.array(tokens, dtype=np.int32), 1, tenant=tenant)
 
 
 def drafted(source: PathSource, request: DraftRequest, max_nodes: int) -> Guesses:
@@ -55,11 +55,13 @@ def test_suffix_looks_at_no_other_request_and_forgets_ended_ones() -> None:
     assert len(drafted(source, request(1, 2), 9).tree) == 0
 
 
-def rows(token: int, successors: list[int], *, previous: int = 0, said: int = -1) -> VerifiedRows:
+def rows(
+    token: int, successors: list[int], *, previous: int = 0, said: int = -1, tenant: str = ""
+) -> VerifiedRows:
     """One verified row, its successors filled up with others."""
     padded = [*successors, *range(900, 900 + RecyclingSource.num_successors - len(successors))]
     fields = ([token], [previous], [padded], [said])
-    return VerifiedRows(*(np.array(field) for field in fields))
+    return VerifiedRows(*(np.array(field) for field in fields), tenants=[tenant])
 
 
 def learned(*verified: tuple[int, list[int]]) -> RecyclingSource:
@@ -101,8 +103,49 @@ def test_recycling_learns_which_ranks_come_true() -> None:
 def test_recycling_learns_nothing_from_no_rows() -> None:
     source = RecyclingSource()
     none = np.empty(0, dtype=np.int64)
-    source.learn(VerifiedRows(none, none, none.reshape(0, source.num_successors), none))
+    source.learn(VerifiedRows(none, none, none.reshape(0, source.num_successors), none, ()))
     assert len(drafted(source, request(1), 4).tree) == 0
+
+
+def test_recycling_tells_no_tenant_what_another_was_told() -> None:
+    source = RecyclingSource()
+    source.learn(rows(1, [2], tenant="salt"))
+    assert len(drafted(source, request(1), 4).tree) == 0
+    assert len(drafted(source, request(1, tenant="other"), 4).tree) == 0
+    assert drafted(source, request(1, name="b", tenant="salt"), 1).tree.tokens == (2,)
+
+
+def test_recycling_judges_its_guesses_for_each_tenant_alone() -> None:
+    source = RecyclingSource()
+
+    def chance() -> list[float]:
+        return drafted(source, request(0, 1, tenant="a"), 1).probabilities
+
+    source.learn(rows(1, [2], tenant="a"))
+    before = chance()
+    for _ in range(9):
+        source.learn(rows(1, [2], said=2, tenant="b"))
+    assert chance() == before
+
+
+def test_recycling_parts_the_rows_of_a_step_by_tenant() -> None:
+    source, width = RecyclingSource(), RecyclingSource.num_successors
+    successors = np.array([[2] * width, [3] * width, [4] * width])
+    fields = (np.array([1, 1, 5]), np.zeros(3, dtype=np.int64), successors, np.full(3, -1))
+    source.learn(VerifiedRows(*fields, tenants=["a", "b", "a"]))
+    for tenant, token, successor in (("a", 1, 2), ("b", 1, 3), ("a", 5, 4)):
+        assert drafted(source, request(token, tenant=tenant), 1).tree.tokens == (successor,)
+    assert len(drafted(source, request(5, tenant="b"), 1).tree) == 0
+
+
+def test_recycling_forgets_the_tenant_that_asked_longest_ago() -> None:
+    source = RecyclingSource()
+    for number in range(32):
+        source.learn(rows(1, [2], tenant=str(number)))
+    drafted(source, request(1, tenant="0"), 1)
+    source.learn(rows(1, [2], tenant="new"))
+    assert drafted(source, request(1, tenant="0"), 1).tree.tokens == (2,)
+    assert len(drafted(source, request(1, tenant="1"), 1).tree) == 0
 
 
 def test_recycling_prefers_what_followed_the_pair() -> None:

@@ -13,6 +13,9 @@
 
 namespace {
 
+constexpr int64_t kQueries = 32;     // queries that are worked on at once
+constexpr int64_t kLongTile = 4096;  // tokens whose scores are: 512 KiB of them
+
 // While it lives, this thread's eight tiles have 16 rows of 64 bytes each.
 class MatrixUnits {
  public:
@@ -64,59 +67,63 @@ inline void store_tiles(float* to, int64_t row_elements, bool two) {
   }
 }
 
-// scores[m][0:32] = queries[m][d] keys for 32 tokens. `keys`: [2][d / 2][16][2].
+// scores[q][0:32] = queries[q][d] keys for 32 tokens and 16 queries, or 32 if `two`.
+//   `keys`: [2][d / 2][16][2]; the scores of a query are `stride` after those of the last one.
 inline void multiply_keys_amx(const at::BFloat16* queries, const at::BFloat16* keys, float* scores,
-                              int64_t m, int64_t size) {
-  for (int64_t q = 0; q < m; q += 32) {
-    const bool two = q + 16 < m;
-    _tile_zero(0);
-    _tile_zero(1);
-    _tile_zero(2);
-    _tile_zero(3);
-    for (int64_t d = 0; d < size; d += 32) {
-      multiply_tiles(queries + q * size + d, size, keys + d * 16, keys + (size + d) * 16, two);
-    }
-    store_tiles(scores + q * kTile, kTile, two);
-  }
-}
-
-// output[m][d] += weights[m][32 runs] values.
-//   `values`: of each run of 32 tokens, per 16 elements of d [16][16][2], each `stride` elements
-//   after the last.
-inline void multiply_values_amx(const at::BFloat16* weights, const at::BFloat16* const* values,
-                                int64_t runs, int64_t stride, float* output, int64_t m,
-                                int64_t size) {
+                              int64_t stride, int64_t size, bool two) {
+  _tile_zero(0);
+  _tile_zero(1);
+  _tile_zero(2);
+  _tile_zero(3);
   for (int64_t d = 0; d < size; d += 32) {
-    for (int64_t q = 0; q < m; q += 32) {
-      const bool two = q + 16 < m;
-      float* sums = output + q * size + d;
-      _tile_loadd(0, sums, size * 4);
-      _tile_loadd(1, sums + 16, size * 4);
-      if (two) {
-        _tile_loadd(2, sums + 16 * size, size * 4);
-        _tile_loadd(3, sums + 16 * size + 16, size * 4);
-      }
-      for (int64_t run = 0; run < runs; ++run) {
-        const at::BFloat16* from = values[run] + d / 16 * stride;
-        multiply_tiles(weights + q * kTile + 32 * run, kTile, from, from + stride, two);
-      }
-      store_tiles(sums, size, two);
+    multiply_tiles(queries + d, size, keys + d * 16, keys + (size + d) * 16, two);
+  }
+  store_tiles(scores, stride, two);
+}
+
+// output[q][d] += weights[q][32 runs] values, for as many queries.
+//   `values`: of each run of 32 tokens, per 16 elements of d [16][16][2], each `value_stride`
+//   elements after the last.
+inline void multiply_values_amx(const at::BFloat16* weights, int64_t weight_stride,
+                                const at::BFloat16* const* values, int64_t runs,
+                                int64_t value_stride, float* output, int64_t size, bool two) {
+  for (int64_t d = 0; d < size; d += 32) {
+    float* sums = output + d;
+    _tile_loadd(0, sums, size * 4);
+    _tile_loadd(1, sums + 16, size * 4);
+    if (two) {
+      _tile_loadd(2, sums + 16 * size, size * 4);
+      _tile_loadd(3, sums + 16 * size + 16, size * 4);
     }
+    for (int64_t run = 0; run < runs; ++run) {
+      const at::BFloat16* from = values[run] + d / 16 * value_stride;
+      multiply_tiles(weights + 32 * run, weight_stride, from, from + value_stride, two);
+    }
+    store_tiles(sums, size, two);
   }
 }
 
-inline void to_bfloat16(const float* from, at::BFloat16* to) {
-  const __m512bh packed = _mm512_cvtne2ps_pbh(_mm512_loadu_ps(from + 16), _mm512_loadu_ps(from));
+inline void to_bfloat16(Vec first, Vec second, at::BFloat16* to) {
+  __m512 low, high;
+  std::memcpy(&low, &first, sizeof(low));
+  std::memcpy(&high, &second, sizeof(high));
+  const __m512bh packed = _mm512_cvtne2ps_pbh(high, low);
   std::memcpy(to, &packed, sizeof(packed));
 }
 
-// The same as for float weights, rounded.
+// The same as for float weights, rounded; the sum is of the exact ones.
 inline float exponentiate(const float* row, int64_t width, float factor, float highest,
                           at::BFloat16* weights) {
-  alignas(64) float exact[kTile];
-  const float sum = exponentiate(row, width, factor, highest, exact);
-  for (int64_t i = 0; i < width; i += 32) to_bfloat16(exact + i, weights + i);
-  return sum;
+  constexpr float kLog2OfE = 1.44269504f;
+  Vec sums{};
+  for (int64_t i = 0; i < width; i += 2 * kLanes) {
+    const Vec first = power_of_two((load(row + i) * factor - highest) * kLog2OfE);
+    const Vec second = power_of_two((load(row + i + kLanes) * factor - highest) * kLog2OfE);
+    sums += first;
+    sums += second;
+    to_bfloat16(first, second, weights + i);
+  }
+  return sum_of(sums);
 }
 
 }  // namespace

@@ -102,15 +102,17 @@ void hide(const Shape& s, const Tree& t, int64_t row, int64_t first_token, int64
   std::fill(scores + end, scores + width, kNever);
 }
 
-// Turns the first `width` of a tile's scores [m, kTile] into weights, and rescales what was summed
-// up before.
+// Turns the first `width` of a tile's scores [queries, stride] into weights, and rescales what was
+// summed up before.
 template <typename Weight>
-void update_softmax(const Shape& s, const Tree& t, int64_t first_token, int64_t width,
-                    float* scores, Weight* weights, Partial& partial) {
+void update_softmax(const Shape& s, const Tree& t, int64_t first_query, int64_t last_query,
+                    int64_t first_token, int64_t width, int64_t stride, float* scores,
+                    Weight* weights, Partial& partial) {
   const bool all_seen = s.window <= 0 && first_token + width <= t.num_context;
   const float factor = s.softcap > 0 ? 1.0f : s.scale;
-  for (int64_t q = 0; q < t.num_rows * s.groups(); ++q) {
-    float* row = scores + q * kTile;
+  for (int64_t q = first_query; q < last_query; ++q) {
+    float* row = scores + (q - first_query) * stride;
+    Weight* weight = weights + (q - first_query) * stride;
     if (s.softcap > 0) {
       for (int64_t i = 0; i < width; ++i) {
         row[i] = s.softcap * std::tanh(row[i] * s.scale / s.softcap);
@@ -120,13 +122,13 @@ void update_softmax(const Shape& s, const Tree& t, int64_t first_token, int64_t 
     const float before = partial.highest[q];
     const float highest = std::max(before, maximum(row, width) * factor);
     if (highest == kNever) {
-      std::fill_n(weights + q * kTile, width, Weight(0.0f));
+      std::fill_n(weight, width, Weight(0.0f));
       continue;
     }
     partial.highest[q] = highest;
     const float rescale = before == kNever ? 1.0f : std::exp(before - highest);
     partial.sum[q] = partial.sum[q] * rescale +
-                     exponentiate(row, width, factor, highest, weights + q * kTile);
+                     exponentiate(row, width, factor, highest, weight);
     if (rescale != 1.0f) {
       float* summed = partial.output.data() + q * s.size;
       for (int64_t d = 0; d < s.size; ++d) summed[d] *= rescale;
@@ -170,7 +172,7 @@ void attend_plain(const Shape& s, const Tree& t, const Item& item, const T* quer
     const int64_t width = (count + kRun - 1) / kRun * kRun;
     multiply<false>(queries.get(), s.size, tile.get(), kTile, scores.get(), kTile, m, width,
                     s.size);
-    update_softmax(s, t, token, width, scores.get(), scores.get(), partial);
+    update_softmax(s, t, 0, m, token, width, kTile, scores.get(), scores.get(), partial);
     for (int64_t run = 0; run < count; run += kRun) {
       const T* values = block_of(s, t, cache, item.head, token + run) +
                         s.block_size * s.size + (token + run) % s.block_size * s.size;
@@ -185,14 +187,18 @@ void attend_plain(const Shape& s, const Tree& t, const Item& item, const T* quer
 }
 
 #if defined(__AMX_BF16__) && defined(__AVX512BF16__)
-// AMX layout: the matrix units read keys and values where they are.
+// AMX layout: the matrix units read keys and values where they are. Weights are rounded, so they
+// are made as vLLM's kernel makes them: relative to the highest score of all tokens, not of those
+// so far. A tree's row then is as plain decoding has it, to a few roundings.
 void attend_amx(const Shape& s, const Tree& t, const Item& item, const at::BFloat16* query,
                 const at::BFloat16* cache, Partial& partial) {
   const int64_t m = t.num_rows * s.groups();
   const int64_t padded = (m + 15) / 16 * 16;
+  const int64_t tokens = item.last_token - item.first_token;
+  const int64_t stride = std::min(kLongTile, (tokens + kRun - 1) / kRun * kRun);
   const auto queries = buffer<at::BFloat16>(padded * s.size);
-  const auto weights = buffer<at::BFloat16>(padded * kTile);
-  const auto scores = buffer<float>(padded * kTile);
+  const auto weights = buffer<at::BFloat16>(kQueries * stride);
+  const auto scores = buffer<float>(kQueries * stride);
   partial.output.resize(padded * s.size, 0.0f);
   for (int64_t q = 0; q < m; ++q) {
     std::copy_n(query + (t.first_row + q / s.groups()) * s.query_stride +
@@ -200,20 +206,25 @@ void attend_amx(const Shape& s, const Tree& t, const Item& item, const at::BFloa
                 s.size, queries.get() + q * s.size);
   }
   const MatrixUnits units;
-  for (int64_t token = item.first_token; token < item.last_token; token += kTile) {
-    const int64_t count = std::min(kTile, t.num_tokens - token);
-    const at::BFloat16* values[kTile / kRun];
-    int64_t runs = 0;
-    for (; runs * kRun < count; ++runs) {
-      const int64_t first = token + runs * kRun, slot = first % s.block_size;
-      const at::BFloat16* block = block_of(s, t, cache, item.head, first);
-      values[runs] = block + s.block_size * s.size + slot * 16;
-      multiply_keys_amx(queries.get(), block + slot * s.size, scores.get() + runs * kRun, padded,
-                        s.size);
+  const at::BFloat16* values[kLongTile / kRun];
+  for (int64_t q = 0; q < m; q += kQueries) {
+    const int64_t last = std::min(q + kQueries, m);
+    const bool two = q + 16 < m;
+    for (int64_t token = item.first_token; token < item.last_token; token += kLongTile) {
+      const int64_t count = std::min(kLongTile, item.last_token - token);
+      int64_t runs = 0;
+      for (; runs * kRun < count; ++runs) {
+        const int64_t first = token + runs * kRun, slot = first % s.block_size;
+        const at::BFloat16* block = block_of(s, t, cache, item.head, first);
+        values[runs] = block + s.block_size * s.size + slot * 16;
+        multiply_keys_amx(queries.get() + q * s.size, block + slot * s.size,
+                          scores.get() + runs * kRun, stride, s.size, two);
+      }
+      update_softmax(s, t, q, last, token, runs * kRun, stride, scores.get(), weights.get(),
+                     partial);
+      multiply_values_amx(weights.get(), stride, values, runs, s.block_size * 16,
+                          partial.output.data() + q * s.size, s.size, two);
     }
-    update_softmax(s, t, token, runs * kRun, scores.get(), weights.get(), partial);
-    multiply_values_amx(weights.get(), values, runs, s.block_size * 16, partial.output.data(),
-                        padded, s.size);
   }
 }
 #endif

@@ -18,9 +18,8 @@ def request(
     """A request whose target has just read everything from `first_hidden` on."""
     generator = torch.Generator().manual_seed(seed)
     states = torch.randn(len(tokens) - 1, toy.WIDTH, generator=generator)
-    return DraftRequest(
-        name, np.array(tokens, dtype=np.int32), 1, states[first_hidden:], first_hidden
-    )
+    read = states[first_hidden:]
+    return DraftRequest(name, np.array(tokens, dtype=np.int32), 1, read, first_hidden, tenant="")
 
 
 @torch.inference_mode()
@@ -86,8 +85,8 @@ def test_states_in_parts_are_states_at_once(toy: ModuleType) -> None:
     whole = DraftModelSource(model).draft(request(toy, "a", tokens), 9)
     source = DraftModelSource(model)
     first = request(toy, "a", tokens)
-    source.draft(DraftRequest("a", first.tokens[:6], 1, first.hidden[:5], 0), 9)
-    rest = DraftRequest("a", first.tokens, 2, first.hidden[5:], 5)
+    source.draft(DraftRequest("a", first.tokens[:6], 1, first.hidden[:5], 0, tenant=""), 9)
+    rest = DraftRequest("a", first.tokens, 2, first.hidden[5:], 5, tenant="")
     assert source.draft(rest, 9).tree.tokens == whole.tree.tokens
 
 
@@ -103,7 +102,7 @@ def test_gap_in_the_states_is_not_bridged(toy: ModuleType) -> None:
 
 def test_request_without_states_is_drafted_for(toy: ModuleType) -> None:
     source = DraftModelSource(toy.model(is_random=True))
-    bare = DraftRequest("a", np.array([5], dtype=np.int32), 1)
+    bare = DraftRequest("a", np.array([5], dtype=np.int32), 1, tenant="")
     assert len(source.draft(bare, 5).tree) > 0
 
 
