@@ -34,7 +34,7 @@ class TreeSchedulerMixin(Scheduler):  # type: ignore[misc]
 
     # The arguments and the result are the scheduler's own.
     def schedule(self, *args: Any, **kwargs: Any) -> Any:
-        output = super().schedule(*args, **kwargs)
+        output: Any = super().schedule(*args, **kwargs)
         # vLLM tells its workers everything of a request but this.
         output.tenants = {
             new.req_id: self.requests[new.req_id].cache_salt or ""
