@@ -112,7 +112,11 @@ class RetentionController:
         fingerprints: Callable[[], Sequence[Hashable]] = tuple,
         hits: Callable[[], Sequence[int]] = tuple,
     ) -> float:
-        """Records that a turn waits to be scheduled; returns its session's first arrival.
+        """Records that a turn waits to be scheduled; returns when to act as if it had arrived.
+
+        InferCept queues every follow-up turn where its session's first turn stood. Then a context
+        that was lost goes before all who came meanwhile, and nobody runs until there is room for
+        all of it; so a turn keeps as much of that place as of its context (`settings.order`).
 
         What the session holds stays held until the turn is admitted, so that it survives the
         queue; what the turn would not hit is released now.
@@ -135,9 +139,14 @@ class RetentionController:
         else:
             return arrival_s
         self._by_request[request_id] = session
+        share = 0.0
         if session.paused_s is not None:
-            self._resume(session, request_id, hits)
-        return session.first_arrival_s
+            share = self._resume(session, request_id, hits)
+        if self.settings.order == "fcfs":
+            return arrival_s
+        if self.settings.order == "session":
+            return session.first_arrival_s
+        return arrival_s - share * (arrival_s - session.first_arrival_s)
 
     def admitted(
         self, request_id: str, *, num_cached_tokens: int = 0, num_loaded_tokens: int = 0
@@ -336,7 +345,10 @@ class RetentionController:
             self._keeper.let_go(gone, 0)
             self.prefetcher.forget(gone)
 
-    def _resume(self, session: Session, request_id: str, hits: Callable[[], Sequence[int]]) -> None:
+    def _resume(
+        self, session: Session, request_id: str, hits: Callable[[], Sequence[int]]
+    ) -> float:
+        """Returns the share of the session's context that its next turn finds on the GPU."""
         now_s = self._now()
         self.estimator.resumed(session, now_s)
         self.accounts.returned(session, now_s)
@@ -345,14 +357,16 @@ class RetentionController:
         session.paused_s = None
         session.next_request, session.queued_s = request_id, now_s
         hit = set(hits())
+        share = min(1.0, len(hit) / max(1, session.num_context_blocks))
         if not session.held:
             if session.num_context_blocks:
-                self.estimator.found(session, len(hit) / session.num_context_blocks)
-            return
+                self.estimator.found(session, share)
+            return share
         num_hit = next((i for i, b in enumerate(session.held) if b not in hit), len(session.held))
         self.estimator.repeated(session, num_hit / len(session.held))
         self.accounts.repeated(num_hit, len(session.held))
         self._keeper.let_go(session, num_hit)
+        return share
 
     def _pause(self, session: Session, turn: EndedTurn) -> None:
         self._keeper.let_go(session, 0)

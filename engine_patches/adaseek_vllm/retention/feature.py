@@ -44,7 +44,7 @@ def engine_args(settings: Mapping[str, object], current: Mapping[str, object]) -
     changed: dict[str, object] = {"scheduler_cls": SCHEDULER}
     if settings["host_bytes"] or settings["metrics"]:
         changed["kv_transfer_config"] = connector_config(settings)
-    if settings["order"] == "session":
+    if settings["order"] != "fcfs":
         changed["scheduling_policy"] = "priority"
     return changed
 

@@ -276,16 +276,13 @@ class RetentionMixin(Scheduler):  # type: ignore[misc]
         hints = Hints.read(extra_args(request))
         name = request.session_id or hints.session
         tenant, adapter = owner(request)
-        arrival_s = self.retention.arrived(
+        return self.retention.arrived(
             request.request_id,
             SessionKey(tenant, adapter, str(name)) if name else None,
             arrival_s=request.arrival_time,
             fingerprints=lambda: list(reversed(request.block_hashes)),
             hits=lambda: self._hits_of_prompt(request),
         )
-        if self.retention.settings.order == "session":
-            return arrival_s
-        return float(request.arrival_time)
 
     def _hits_of_prompt(self, request: Any) -> Sequence[int]:
         if request.skip_reading_prefix_cache:

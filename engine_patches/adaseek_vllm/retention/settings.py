@@ -11,7 +11,7 @@ __all__ = ["FLAG", "POLICIES", "RetentionSettings"]
 
 FLAG = "--kv-retention"
 POLICIES = ("auto", "soft", "pin", "host", "drop", "heuristic", "ttl", "infercept")
-ORDERS = ("session", "fcfs")
+ORDERS = ("context", "session", "fcfs")
 FALLBACKS = ("none", "prefix")
 ESTIMATES = ("learned", "elapsed", "hint")
 
@@ -34,8 +34,10 @@ class RetentionSettings:
         min_pin_tokens: shorter contexts are never held.
         max_admission_delay_s: a waiting request never waits longer than this for held memory
             while others run; with nothing running it never waits.
-        order: `session` puts a follow-up turn where its session's first turn stood in the queue;
-            `fcfs` leaves vLLM's order.
+        order: where a follow-up turn queues. `session`: where its session's first turn stood;
+            `context`: as far towards that place as its context is still on the GPU, so that what
+            is held does not wait, and what must be computed again does not go first; `fcfs`:
+            vLLM's order.
         session_fallback: `prefix` treats a request whose prompt extends a recorded context as its
             next turn; `none` needs a session id.
         require_salt: only sessions with a cache salt are held.
@@ -66,7 +68,7 @@ class RetentionSettings:
     max_ttl_s: float = 120.0
     min_pin_tokens: int = 32
     max_admission_delay_s: float = 2.0
-    order: str = "session"
+    order: str = "context"
     session_fallback: str = "none"
     require_salt: bool = False
     pin_aborted: bool = False

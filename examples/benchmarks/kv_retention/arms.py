@@ -8,6 +8,8 @@ __all__ = ["ARMS", "QUICK", "SIMPLE_RULES", "choose_arms"]
 
 # Every rule that holds may hold as much, so that none wins by its limit.
 _SHARE = {"max_pinned_fraction": 0.9}
+# The order of InferCept and Continuum: a turn queues where its session's first turn stood.
+_SESSION = {"order": "session"}
 # Host memory, in sizes of the KV cache.
 _HOST = 4.0
 
@@ -15,12 +17,22 @@ ARMS = (
     Arm("stock, no prefix cache", prefix_caching=False),
     Arm("same, by first arrival", prefix_caching=False, arrival_order=True),
     Arm("stock, prefix cache"),
-    Arm("session order only", {"policy": "soft"}),
-    Arm("preserve always", {"policy": "pin", **_SHARE}),
-    Arm("fixed threshold 1 s", {"policy": "heuristic", **_SHARE}),
-    Arm("time to live 10 s", {"policy": "ttl", **_SHARE}),
-    Arm("InferCept, elapsed", {"policy": "infercept", "estimate": "elapsed", **_SHARE}),
-    Arm("InferCept, oracle", {"policy": "infercept", "estimate": "hint", **_SHARE}, is_told=True),
+    Arm("session order only", {"policy": "soft", **_SESSION}),
+    Arm("preserve always", {"policy": "pin", **_SESSION, **_SHARE}),
+    Arm("fixed threshold 1 s", {"policy": "heuristic", **_SESSION, **_SHARE}),
+    Arm("time to live 10 s", {"policy": "ttl", **_SESSION, **_SHARE}),
+    Arm(
+        "InferCept, elapsed",
+        {"policy": "infercept", "estimate": "elapsed", **_SESSION, **_SHARE},
+    ),
+    Arm(
+        "InferCept, oracle",
+        {"policy": "infercept", "estimate": "hint", **_SESSION, **_SHARE},
+        is_told=True,
+    ),
+    Arm("our order only", {"policy": "soft"}),
+    Arm("fixed threshold 1 s, our order", {"policy": "heuristic", **_SHARE}),
+    Arm("ours, session order", {"policy": "auto", **_SESSION, **_SHARE}),
     Arm("ours", {"policy": "auto", **_SHARE}),
     Arm("ours, oracle", {"policy": "auto", "estimate": "hint", **_SHARE}, is_told=True),
     Arm("swap always", {"policy": "host", "prefetch": False, **_SHARE}, host_pools=_HOST),

@@ -98,7 +98,7 @@ class Bench:
         """Measures a step's time, from it how pauses are scaled, and what stock vLLM sustains.
 
         Pauses are scaled so that they weigh against computing a full pool's tokens as on the
-        paper's GPT-J-6B. What stock sustains is found in the simulator, with the time measured.
+        paper's GPT-J-6B. What stock sustains is found by real engines, a window for each rate.
         """
         (arm,) = choose_arms(["stock, prefix cache"])
         if self.known.exists():
@@ -107,8 +107,9 @@ class Bench:
             self.time_scale, self.capacity = known["time_scale"], known["capacity"]
         else:
             self._measure_step(Case("trace", 1.0, 999), arm)
-        for mix in set(mixes) - set(self.capacity):
-            self.capacity[mix] = self._sustained(Case(mix, 1.0, 999), arm)
+        for mix in mixes:
+            if mix not in self.capacity:
+                self.capacity[mix] = self._sustained(Case(mix, 1.0, 999), arm)
         known = {
             **asdict(self.cost),
             "time_scale": self.time_scale,
@@ -129,12 +130,13 @@ class Bench:
 
     def _sustained(self, case: Case, arm: Arm) -> float:
         def is_sustained(rate: float) -> bool:
-            client = self._pretended(case, arm, self.cost)
             arriving = self._arrivals(case, rate, self.window_s)
-            run = play(client, arm, arriving, stop_s=self.window_s, seed=case.seed)
+            with open_engine(self.model, self.size(case), arm) as client:
+                run = play(client, arm, arriving, stop_s=self.window_s, seed=case.seed)
+            print(f"{rate:.2f} sessions/s: {run.num_waiting} turns wait at the end", flush=True)
             return run.num_waiting <= 2 + len(run.sessions) / 100
 
-        return sustained_rate(is_sustained, 0.25, 16.0)
+        return sustained_rate(is_sustained, 0.5, 16.0)
 
     @property
     def copy_token_s(self) -> float:

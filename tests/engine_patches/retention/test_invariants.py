@@ -298,7 +298,7 @@ def make_config(
         "max_ttl_s": rng.choice((0.5, 5.0, 100.0)),
         "max_admission_delay_s": DELAY_S,
         "session_fallback": rng.choice(("none", "prefix")),
-        "order": "session" if shape.session_order else "fcfs",
+        "order": rng.choice(["context", "session"]) if shape.session_order else "fcfs",
         "pin_aborted": rng.random() < 0.3,
         "max_sessions": rng.choice((2, 1000)),
         "estimate": rng.choice(("learned", "elapsed", "hint")),

@@ -151,20 +151,27 @@ def test_with_nothing_running_nobody_waits(make: Make) -> None:
     assert engine.step() > 0
 
 
-def test_follow_up_takes_its_sessions_place_in_the_queue(make: Make) -> None:
-    order = []
-    for settings in ({"policy": "soft"}, {"policy": "soft", "order": "fcfs"}):
-        engine = make(settings, max_num_seqs=1, session_order="order" not in settings)
-        turn = pause(engine, count=64)
-        engine.now_s += 1.0
-        for index in range(3):
-            engine.submit(f"other-{index}", tokens(64, start=index + 1), max_tokens=4)
-        engine.submit("next", follow(turn), max_tokens=4, session="s")
-        finish(engine)
-        started = {name: request.first_token_s for name, request in engine.requests.items()}
-        order.append(sorted(started, key=lambda name: started[name] or 0.0)[1:])
-    assert order[0] == ["next", "other-0", "other-1", "other-2"]
-    assert order[1] == ["other-0", "other-1", "other-2", "next"]
+@pytest.mark.parametrize(
+    ("order", "num_repeated", "place"),
+    [("session", 64, 0), ("session", 0, 0), ("context", 64, 0), ("context", 32, 1),
+     ("context", 0, 3), ("fcfs", 64, 3)],
+)  # fmt: skip
+def test_place_of_a_follow_up_in_the_queue(
+    make: Make, order: str, num_repeated: int, place: int
+) -> None:
+    engine = make({"policy": "soft", "order": order}, max_num_seqs=1, session_order=order != "fcfs")
+    turn = pause(engine, count=64)
+    ended_s = engine.now_s
+    for index in range(3):
+        # The session's first turn arrived at 0; two of its five blocks are worth 40% of the way.
+        engine.now_s = ended_s * (1.5 + index)
+        engine.submit(f"other-{index}", tokens(64, start=index + 1), max_tokens=4)
+    engine.now_s = ended_s * 4
+    prompt = [*turn.prompt[:num_repeated], *tokens(70, start=50)]
+    engine.submit("next", prompt, max_tokens=4, session="s")
+    finish(engine)
+    started = {name: request.first_token_s for name, request in engine.requests.items()}
+    assert sorted(started, key=lambda name: started[name] or 0.0)[1:].index("next") == place
 
 
 def test_diverged_history_releases_what_it_will_not_hit(make: Make) -> None:
