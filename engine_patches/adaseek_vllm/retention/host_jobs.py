@@ -84,6 +84,11 @@ class HostSwap:
         return len(self._outgoing)
 
     @property
+    def has_work(self) -> bool:
+        """Whether there may be a copy to begin."""
+        return bool(self._outgoing or self._new_loads)
+
+    @property
     def num_in_flight(self) -> int:
         """Blocks that are being copied out."""
         return sum(len(job.blocks) for job in self._jobs.values() if not job.is_back)

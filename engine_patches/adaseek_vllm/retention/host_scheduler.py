@@ -129,6 +129,8 @@ class HostScheduler:
 
     def next_jobs(self) -> OffloadingConnectorMetadata:
         """Returns the copies to begin in this step."""
+        if not self.swap.has_work:
+            return OffloadingConnectorMetadata(load_jobs={}, store_jobs={})
         loads = {job.job_id: _load_job(job) for job in self.swap.take_loads()}
         per_step = self.rate_out.bytes_per_s * self.step_s * _STEP_SHARE / self.block_bytes
         most = int(per_step) if self.rate_out.num_samples else self.swap.max_in_flight
