@@ -31,6 +31,7 @@ import torch
 import transformers
 import vllm
 from adaseek_vllm.flags import with_features
+from adaseek_vllm.retention.scheduler import RetentionMixin
 from play import Arm
 
 # Keys and values of six layers, two heads of 64 numbers of four bytes each.
@@ -116,14 +117,53 @@ def save_model(directory: Path) -> None:
     transformers.LlamaForCausalLM(config).to(torch.float32).save_pretrained(directory)
 
 
+class Clock:
+    """Seconds that one engine was at work, or waited with nothing to do.
+
+    It stands still while another engine of this process works.
+    """
+
+    def __init__(self) -> None:
+        self._passed_s = 0.0
+        self._since_s: float | None = None
+
+    def __call__(self) -> float:
+        working_s = time.perf_counter() - self._since_s if self._since_s is not None else 0.0
+        return self._passed_s + working_s
+
+    @contextmanager
+    def working(self) -> Iterator[None]:
+        """Lets it run."""
+        self._since_s = time.perf_counter()
+        try:
+            yield
+        finally:
+            self._passed_s, self._since_s = self(), None
+
+    def wait_until(self, at_s: float) -> None:
+        """Puts it forward."""
+        self._passed_s = max(self._passed_s, at_s)
+
+
 class EngineClient:
-    """Runs requests in an engine, greedily and to their exact lengths."""
+    """Runs requests in an engine, greedily and to their exact lengths.
+
+    Args:
+        llm: the engine.
+        clock: of the engine.
+        arrival_order: whether a turn queues where its session's first turn did.
+        sleeps: whether waiting takes real time, in which copies go on.
+    """
 
     vocabulary = 8192
 
-    def __init__(self, llm: vllm.LLM, *, arrival_order: bool) -> None:
+    def __init__(
+        self, llm: vllm.LLM, clock: Clock, *, arrival_order: bool, sleeps: bool = False
+    ) -> None:
         self._engine = llm.llm_engine
+        self._clock = clock
         self._arrival_order = arrival_order
+        self._sleeps = sleeps
         self._open: dict[str, EngineRecord] = {}
         self.steps: list[Step] = []
         self.num_preemptions = 0
@@ -134,7 +174,7 @@ class EngineClient:
 
     @property
     def now_s(self) -> float:
-        return time.monotonic()
+        return self._clock()
 
     @property
     def is_busy(self) -> bool:
@@ -167,20 +207,21 @@ class EngineClient:
         if not self._open:
             self._since_s = record.submitted_s
         self._open[name] = record
-        # The engine's clock of arrivals is the wall's.
-        behind_s = record.submitted_s - first_arrival_s if self._arrival_order else 0.0
-        self._engine.add_request(
-            name,
-            {"prompt_token_ids": record.prompt},
-            params,
-            arrival_time=time.time() - behind_s,
-            session_id=session,
-        )
+        with self._clock.working():
+            self._engine.add_request(
+                name,
+                {"prompt_token_ids": record.prompt},
+                params,
+                arrival_time=first_arrival_s if self._arrival_order else record.submitted_s,
+                session_id=session,
+            )
         return record
 
     def step(self) -> list[str]:
         ended = []
-        for output in self._engine.step():
+        with self._clock.working():
+            outputs = self._engine.step()
+        for output in outputs:
             record, now_s = self._open[output.request_id], self.now_s
             record.output = list(output.outputs[0].token_ids)
             if record.output and record.first_token_s is None:
@@ -195,7 +236,9 @@ class EngineClient:
         return ended
 
     def wait_until(self, at_s: float) -> None:
-        time.sleep(max(0.0, at_s - self.now_s))
+        if self._sleeps:
+            time.sleep(max(0.0, at_s - self.now_s))
+        self._clock.wait_until(at_s)
 
     def _watch(self) -> None:
         """Counts what the scheduler schedules and preempts, and the CPU time that it takes."""
@@ -233,11 +276,21 @@ class EngineClient:
         scheduler._preempt_request = watched_preempt
 
 
+def _engine_now(scheduler: Any) -> float:
+    """Returns the time of the engine whose scheduler it is."""
+    clock: Clock = scheduler.clock
+    return clock()
+
+
+# Retention's clock has to stand still with its engine's.
+RetentionMixin._retention_now = _engine_now  # type: ignore[method-assign]
+
+
 @contextmanager
 def open_engine(
     model: str, size: EngineSize, arm: Arm, *, copy_token_s: float | None = None
 ) -> Iterator[EngineClient]:
-    """Yields a fresh engine, warmed up and with an empty cache.
+    """Yields a fresh engine, warmed up and with an empty cache; there may be several.
 
     Args:
         model: folder of the model.
@@ -246,7 +299,10 @@ def open_engine(
         copy_token_s: seconds to copy a token to host memory or back; None for as fast as it goes.
     """
     settings = arm.settings_with(size.num_blocks, size.block_tokens * TOKEN_BYTES)
-    if settings is not None and arm.host_pools and copy_token_s is not None:
+    if settings is not None and not arm.host_pools:
+        # Numbers need a connector, and vLLM knows one in a process.
+        settings = {**settings, "metrics": False}
+    elif settings is not None and copy_token_s is not None:
         settings = {**settings, "emulate_gbps": TOKEN_BYTES / copy_token_s / 1e9}
     by_arrival = arm.settings is not None or arm.arrival_order
     llm = vllm.LLM(
@@ -265,13 +321,14 @@ def open_engine(
             kv_retention=settings,
         )
     )
+    core: Any = llm.llm_engine.engine_core
+    core.engine_core.scheduler.clock = clock = Clock()
     prompts = [{"prompt_token_ids": [5 + index] * 300} for index in range(4)]
     params = vllm.SamplingParams(temperature=0.0, max_tokens=8, ignore_eos=True, detokenize=False)
     llm.generate(prompts, params, use_tqdm=False)
     llm.reset_prefix_cache()
-    core: Any = llm.llm_engine.engine_core
     try:
-        yield EngineClient(llm, arrival_order=arm.arrival_order)
+        yield EngineClient(llm, clock, arrival_order=arm.arrival_order, sleeps=bool(arm.host_pools))
     finally:
         core.shutdown()
         del llm, core

@@ -11,7 +11,7 @@ from typing import Any, Protocol
 
 from workload import Arrival, Session
 
-__all__ = ["Arm", "Client", "Played", "Record", "Run", "play", "play_closed"]
+__all__ = ["Arm", "Client", "Played", "Player", "Record", "Run", "play", "play_in_turn"]
 
 
 @dataclass(frozen=True)
@@ -150,58 +150,86 @@ def play(client: Client, arm: Arm, arriving: Iterable[Arrival], *, stop_s: float
         stop_s: sessions that are not finished by then stay unfinished.
         seed: of their tokens.
     """
-    sessions = [Played(arrival) for arrival in arriving]
-    return _Player(client, arm, sessions, seed).run(stop_s)
+    (run,) = play_in_turn([Player(client, arm, arriving, stop_s=stop_s, seed=seed)])
+    return run
 
 
-def play_closed(
-    client: Client, arm: Arm, supply: Iterator[Arrival], *, agents: int, stop_s: float, seed: int
-) -> Run:
-    """Plays `agents` sessions at a time; one that ends is followed by the next of the supply."""
-    sessions = [Played(next(supply)) for _ in range(agents)]
-    return _Player(client, arm, sessions, seed, supply).run(stop_s)
+def play_in_turn(players: Sequence[Player]) -> list[Run]:
+    """Plays for several engines, a step of one after a step of another; returns their runs.
+
+    The one whose clock is behind goes first. With clocks that run while their own engine does,
+    all engines meet what the machine is like at about the same of their times.
+    """
+    left = list(players)
+    while left:
+        player = min(left, key=lambda one: one.now_s)
+        if not player.advance():
+            left.remove(player)
+    return [player.end() for player in players]
 
 
-class _Player:
+class Player:
+    """Plays sessions against one engine.
+
+    Args:
+        client: an engine that nobody else uses.
+        arm: what its users do.
+        arriving: sessions in the order of their arrival, on the client's clock from 0.
+        stop_s: sessions that are not finished by then stay unfinished.
+        seed: of their tokens.
+        supply: of sessions that follow one that ended (closed loop).
+    """
+
     def __init__(
         self,
         client: Client,
         arm: Arm,
-        sessions: list[Played],
+        arriving: Iterable[Arrival],
+        *,
+        stop_s: float,
         seed: int,
         supply: Iterator[Arrival] | None = None,
     ) -> None:
         self._client = client
         self._arm = arm
+        self._stop_s = stop_s
         self._seed = seed
         self._supply = supply
         self._order = itertools.count()
         self._start_s = client.now_s
-        self._run = Run(sessions)
-        self._due = [(s.arrival.at_s, next(self._order), s) for s in sessions]
+        self._run = Run([Played(arrival) for arrival in arriving])
+        self._due = [(s.arrival.at_s, next(self._order), s) for s in self._run.sessions]
         heapq.heapify(self._due)
         self._open: dict[str, tuple[Played, Record]] = {}
 
-    def run(self, stop_s: float) -> Run:
-        client, due = self._client, self._due
-        while (now_s := self._now()) < stop_s:
-            while due and due[0][0] <= now_s:
-                self._submit(heapq.heappop(due)[2])
-            if not client.is_busy:
-                if not due:
-                    break
-                client.wait_until(self._start_s + min(due[0][0], stop_s))
-                continue
-            ended = client.step()
-            self._sample(self._now() - now_s)
-            for name in ended:
-                self._end_turn(*self._open.pop(name))
-        self._run.end_s = self._now()
-        self._run.num_waiting = len(client.scheduler.waiting)
-        return self._run
-
-    def _now(self) -> float:
+    @property
+    def now_s(self) -> float:
+        """Seconds since it began, on its client's clock."""
         return self._client.now_s - self._start_s
+
+    def advance(self) -> bool:
+        """Lets the engine step, or time pass until a turn is due; returns whether anything was
+        left to do."""
+        client, due, now_s = self._client, self._due, self.now_s
+        if now_s >= self._stop_s:
+            return False
+        while due and due[0][0] <= now_s:
+            self._submit(heapq.heappop(due)[2])
+        if not client.is_busy:
+            if due:
+                client.wait_until(self._start_s + min(due[0][0], self._stop_s))
+            return bool(due)
+        ended = client.step()
+        self._sample(self.now_s - now_s)
+        for name in ended:
+            self._end_turn(*self._open.pop(name))
+        return True
+
+    def end(self) -> Run:
+        """Returns what was played."""
+        self._run.end_s = self.now_s
+        self._run.num_waiting = len(self._client.scheduler.waiting)
+        return self._run
 
     def _submit(self, played: Played) -> None:
         session, turn = played.session, played.session.turns[played.turn]

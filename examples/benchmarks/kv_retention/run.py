@@ -3,8 +3,10 @@
     python examples/benchmarks/kv_retention/run.py --quick      # at most ten minutes
     python examples/benchmarks/kv_retention/run.py              # about two hours
 
-Sessions of InferCept's trace (or its table) run in a fresh engine for each arm, arm beside arm, in
-turn forwards and backwards over the seeds. A tiny Llama with random weights stands for the model:
+Sessions of InferCept's trace (or its table) run in a fresh engine for each arm. The arms' engines
+step in turn, each on a clock that runs while it works or has nothing to do: what slows the machine
+for a while slows them all at about the same of their times. Arms with host memory run after them,
+one by one, as copies go on beside the steps. A tiny Llama with random weights stands for the model:
 lengths, pauses and pool are scaled so that a pause weighs against computing a context again as on
 the paper's machine. --out gets a line of JSON a run, from which the tables are made; a second call
 continues it, with the step's time and the capacity that the first one found. After the engines the
@@ -16,12 +18,14 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+import itertools
 import json
 import logging
 import math
 import os
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, astuple, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
@@ -33,7 +37,7 @@ from arms import ARMS, choose_arms
 from engine import EngineClient, EngineSize, open_engine, save_model
 from fit import FittedCost, fit_error, fit_step_cost
 from measures import measure
-from play import Arm, Run, play, play_closed
+from play import Arm, Player, Run, play_in_turn
 from simulate import (
     ONE_SHOTS,
     PRESETS,
@@ -41,9 +45,8 @@ from simulate import (
     link_bytes_per_s,
     read,
     settings_for,
-    sustained_rate,
 )
-from tables import simulated_path, write_results
+from tables import NO_CACHE, STOCK, simulated_path, write_results
 from workload import MIXES, Arrival, Scale, arrivals, mean_context, sample, with_one_shots
 
 QUICK = ("stock, no prefix cache", "stock, prefix cache", "fixed threshold 1 s", "ours")
@@ -98,18 +101,17 @@ class Bench:
         """Measures a step's time, from it how pauses are scaled, and what stock vLLM sustains.
 
         Pauses are scaled so that they weigh against computing a full pool's tokens as on the
-        paper's GPT-J-6B. What stock sustains is found by real engines, a window for each rate.
+        paper's GPT-J-6B.
         """
-        (arm,) = choose_arms(["stock, prefix cache"])
         if self.known.exists():
             known = json.loads(self.known.read_text())
             self.cost = FittedCost(StepCost(**known["cost"]), known["per_request_s"])
             self.time_scale, self.capacity = known["time_scale"], known["capacity"]
         else:
-            self._measure_step(Case("trace", 1.0, 999), arm)
+            self._measure_step(Case("trace", 1.0, 999))
         for mix in mixes:
             if mix not in self.capacity:
-                self.capacity[mix] = self._sustained(Case(mix, 1.0, 999), arm)
+                self.capacity[mix] = self._sustained(Case(mix, 1.0, 999))
         known = {
             **asdict(self.cost),
             "time_scale": self.time_scale,
@@ -117,26 +119,50 @@ class Bench:
         }
         self.known.write_text(json.dumps(known))
 
-    def _measure_step(self, case: Case, arm: Arm) -> None:
+    def _measure_step(self, case: Case) -> None:
         gpu, size = PRESETS["6b"], self.size(case)
         assert gpu.pool_tokens is not None
-        with open_engine(self.model, size, arm) as client:
-            # From an empty engine to more than it sustains, so that batches of all sizes are seen.
-            arriving = self._arrivals(case, 10.0, 15.0)
-            play(client, arm, arriving, stop_s=15.0, seed=case.seed)
-        self.cost = fit_step_cost(client.steps)
+        # From an empty engine to more than it sustains, so that batches of all sizes are seen.
+        arriving = self._arrivals(case, 10.0, 15.0)
+        clients = self._play_together(
+            case, [(arm, arriving, 15.0) for arm in choose_arms([NO_CACHE, STOCK])]
+        )
+        self.cost = fit_step_cost([step for client, _ in clients for step in client.steps])
         ours = self.cost.cost.per_token_s * size.pool_tokens
         self.time_scale = ours / (gpu.cost.per_token_s * gpu.pool_tokens)
 
-    def _sustained(self, case: Case, arm: Arm) -> float:
-        def is_sustained(rate: float) -> bool:
-            arriving = self._arrivals(case, rate, self.window_s)
-            with open_engine(self.model, self.size(case), arm) as client:
-                run = play(client, arm, arriving, stop_s=self.window_s, seed=case.seed)
-            print(f"{rate:.2f} sessions/s: {run.num_waiting} turns wait at the end", flush=True)
-            return run.num_waiting <= 2 + len(run.sessions) / 100
+    def _sustained(self, case: Case) -> float:
+        """Returns the highest of some rates at which next to nobody waits when arrivals end.
 
-        return sustained_rate(is_sustained, 0.5, 16.0)
+        Rates are tried side by side: first far apart, then between the two that were found.
+        """
+        (arm,) = choose_arms([STOCK])
+        low, high = 1.0, 12.0
+        for _ in range(2):
+            rates = np.geomspace(low, high, 8).tolist()
+            played = self._play_together(
+                case,
+                [(arm, self._arrivals(case, rate, self.window_s), self.window_s) for rate in rates],
+            )
+            waiting = [run.num_waiting for _, run in played]
+            print(f"{[round(r, 2) for r in rates]} sessions/s: {waiting} turns wait", flush=True)
+            is_over = [run.num_waiting > 2 + len(run.sessions) / 100 for _, run in played]
+            first = is_over.index(True) if True in is_over else len(rates) - 1
+            low, high = rates[max(0, first - 1)], rates[first]
+        return low
+
+    def _play_together(
+        self, case: Case, plays: Sequence[tuple[Arm, Sequence[Arrival], float]]
+    ) -> list[tuple[EngineClient, Run]]:
+        """Plays arms, what arrives and until when, side by side; returns the engines, closed."""
+        with ExitStack() as stack:
+            clients, players = [], []
+            for arm, arriving, stop_s in plays:
+                client = stack.enter_context(open_engine(self.model, self.size(case), arm))
+                clients.append(client)
+                players.append(Player(client, arm, arriving, stop_s=stop_s, seed=case.seed))
+            runs = play_in_turn(players)
+        return list(zip(clients, runs, strict=True))
 
     @property
     def copy_token_s(self) -> float:
@@ -149,25 +175,34 @@ class Bench:
         context = mean_context(sample(case.mix)) / self.tokens
         return EngineSize(round(case.pool_contexts * context), max_model_len=2048)
 
-    def run(self, case: Case, arm: Arm) -> dict[str, float]:
-        """Returns the measures of one arm in one case, run by a fresh engine."""
+    def run(self, case: Case, arms: Sequence[Arm]) -> Iterator[tuple[Arm, dict[str, float]]]:
+        """Yields the measures of arms in one case, run side by side by fresh engines."""
         size = self.size(case)
-        with open_engine(self.model, size, arm, copy_token_s=self.copy_token_s) as client:
-            run = self._play(client, case, arm)
-            result = self._measure(run, size, client.num_computed_tokens)
-            used = [step.cpu_s * 1e6 for step in client.steps if step.num_tokens]
-            result |= {
-                "preemptions": client.num_preemptions,
-                "scheduler_cpu_us_p50": float(np.median(used)),
-                "steps": len(client.steps),
-                "step_time_error": fit_error(client.steps, self.cost),
-            }
-        return result | self._compare_outputs(case, run)
+        with ExitStack() as stack:
+            clients = [
+                stack.enter_context(
+                    open_engine(self.model, size, arm, copy_token_s=self.copy_token_s)
+                )
+                for arm in arms
+            ]
+            runs = play_in_turn(
+                [self._player(client, case, arm) for client, arm in zip(clients, arms, strict=True)]
+            )
+            for arm, client, run in zip(arms, clients, runs, strict=True):
+                result = self._measure(run, size, client.num_computed_tokens)
+                used = [step.cpu_s * 1e6 for step in client.steps if step.num_tokens]
+                result |= {
+                    "preemptions": client.num_preemptions,
+                    "scheduler_cpu_us_p50": float(np.median(used)),
+                    "steps": len(client.steps),
+                    "step_time_error": fit_error(client.steps, self.cost),
+                }
+                yield arm, result | self._compare_outputs(case, run)
 
     def simulate(self, case: Case, arm: Arm, cost: FittedCost) -> dict[str, float]:
         """Returns the measures of the same sessions with a pretended engine of that cost."""
         client = self._pretended(case, arm, cost)
-        run = self._play(client, case, arm)
+        (run,) = play_in_turn([self._player(client, case, arm)])
         return self._measure(run, self.size(case), client.engine.num_computed_tokens)
 
     def _pretended(self, case: Case, arm: Arm, cost: FittedCost) -> SimulatedClient:
@@ -190,17 +225,18 @@ class Bench:
             self._configs[key] = pretended_config(shape, settings)
         return SimulatedClient(shape, arm, self._configs[key])
 
-    def _play(self, client: EngineClient | SimulatedClient, case: Case, arm: Arm) -> Run:
-        stop_s = self.window_s * 1.25
+    def _player(self, client: EngineClient | SimulatedClient, case: Case, arm: Arm) -> Player:
         if case.load > 0:
             rate = case.load * self.capacity[case.mix]
             arriving = self._arrivals(case, rate, self.window_s)
-            return play(client, arm, arriving, stop_s=stop_s, seed=case.seed)
+            return Player(client, arm, arriving, stop_s=self.window_s * 1.25, seed=case.seed)
         supply = arrivals(
             case.mix, rate=math.inf, window_s=math.inf, seed=case.seed, scale=self._scale
         )
-        agents = AGENTS_PER_CONTEXT * case.pool_contexts
-        return play_closed(client, arm, supply, agents=agents, stop_s=self.window_s, seed=case.seed)
+        agents = itertools.islice(supply, AGENTS_PER_CONTEXT * case.pool_contexts)
+        return Player(
+            client, arm, list(agents), stop_s=self.window_s, seed=case.seed, supply=supply
+        )
 
     @property
     def _scale(self) -> Scale:
@@ -245,24 +281,25 @@ def make_cases(
 
 
 def run_all(bench: Bench, cases: Sequence[Case], arms: Sequence[Arm], out: Path) -> None:
-    """Runs every arm in every case that is not in `out` yet, each second seed's arms backwards."""
+    """Runs every arm in every case that is not in `out` yet."""
     names = [field.name for field in fields(Case)]
     done = {(row["arm"], *(row[name] for name in names)) for row in read(out)}
     for case in cases:
-        for arm in arms if case.seed % 2 == 0 else arms[::-1]:
-            if (arm.name, *astuple(case)) in done:
-                continue
-            result = bench.run(case, arm)
-            row = {
-                **asdict(case),
-                "preset": "cpu" if case.pool_contexts == 16 else "cpu, idle memory",
-                "arm": arm.name,
-                "machine_load": os.getloadavg()[0],
-                **result,
-            }
-            with out.open("a") as file:
-                file.write(json.dumps(row) + "\n")
-            print(f"{case} {arm.name}: {result['sessions_per_s']:.2f} sessions/s", flush=True)
+        left = [arm for arm in arms if (arm.name, *astuple(case)) not in done]
+        together = [arm for arm in left if not arm.host_pools]
+        alone = [[arm] for arm in left if arm.host_pools]
+        for some in filter(None, [together, *alone]):
+            for arm, result in bench.run(case, some):
+                row = {
+                    **asdict(case),
+                    "preset": "cpu" if case.pool_contexts == 16 else "cpu, idle memory",
+                    "arm": arm.name,
+                    "machine_load": os.getloadavg()[0],
+                    **result,
+                }
+                with out.open("a") as file:
+                    file.write(json.dumps(row) + "\n")
+                print(f"{case} {arm.name}: {result['sessions_per_s']:.2f} sessions/s", flush=True)
 
 
 def simulate_all(bench: Bench, out: Path) -> None:
