@@ -9,7 +9,7 @@ import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
@@ -126,3 +126,57 @@ def test_short_simulation_is_resumed_not_repeated(load: Any, tmp_path: Path) -> 
 def test_unknown_arm_is_named(load: Any) -> None:
     with pytest.raises(ValueError, match="no arm \\['nonsense'\\]"):
         load("arms").choose_arms(["nonsense"])
+
+
+class Metronome:
+    """An engine whose steps take a fixed time and end every request after one."""
+
+    vocabulary = 100
+
+    def __init__(self, step_s: float, log: list[str], name: str) -> None:
+        self.now_s = 0.0
+        self.scheduler = SimpleNamespace(running=(), waiting=())
+        self._step_s, self._log, self._name = step_s, log, name
+        self._open: dict[str, SimpleNamespace] = {}
+
+    @property
+    def is_busy(self) -> bool:
+        return bool(self._open)
+
+    def submit(self, name: str, prompt: list[int], **_: Any) -> SimpleNamespace:
+        record = SimpleNamespace(prompt=prompt, submitted_s=self.now_s)
+        self._open[name] = record
+        return record
+
+    def step(self) -> list[str]:
+        self.now_s += self._step_s
+        self._log.append(self._name)
+        ended, self._open = self._open, {}
+        for record in ended.values():
+            record.output, record.first_token_s, record.finished_s = [1], self.now_s, self.now_s
+        return list(ended)
+
+    def wait_until(self, at_s: float) -> None:
+        self.now_s = max(self.now_s, at_s)
+
+
+def test_engines_that_play_in_turn_keep_their_own_time(load: Any) -> None:
+    play, workload = load("play"), load("workload")
+    turns = (workload.Turn(3, 1, 0.5), workload.Turn(2, 1, 0.0))
+    log: list[str] = []
+    players = [
+        play.Player(
+            Metronome(step_s, log, name),
+            play.Arm(name),
+            [workload.Arrival(i, float(i), workload.Session("qa", turns)) for i in range(2)],
+            stop_s=100.0,
+            seed=0,
+        )
+        for name, step_s in (("slow", 3.0), ("fast", 1.0))
+    ]
+    slow, fast = play.play_in_turn(players)
+    # What one does costs the other no time, and the one whose clock is behind goes first.
+    assert [s.finished_s for s in fast.sessions] == [3.0, 4.0]
+    assert [s.finished_s for s in slow.sessions] == [9.0, 12.0]
+    assert log[:4] == ["slow", "fast", "fast", "fast"]
+    assert slow.sessions[0].outputs == fast.sessions[0].outputs

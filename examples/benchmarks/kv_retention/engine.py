@@ -282,10 +282,6 @@ def _engine_now(scheduler: Any) -> float:
     return clock()
 
 
-# Retention's clock has to stand still with its engine's.
-RetentionMixin._retention_now = _engine_now  # type: ignore[method-assign]
-
-
 @contextmanager
 def open_engine(
     model: str, size: EngineSize, arm: Arm, *, copy_token_s: float | None = None
@@ -305,6 +301,8 @@ def open_engine(
     elif settings is not None and copy_token_s is not None:
         settings = {**settings, "emulate_gbps": TOKEN_BYTES / copy_token_s / 1e9}
     by_arrival = arm.settings is not None or arm.arrival_order
+    # Retention's clock has to stand still with its engine's.
+    RetentionMixin._retention_now = _engine_now  # type: ignore[method-assign]
     llm = vllm.LLM(
         **with_features(
             model=model,
