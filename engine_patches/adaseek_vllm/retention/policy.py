@@ -130,13 +130,10 @@ class LeastWaste:
     Args:
         hysteresis: a held session is let go only if holding wastes this much more.
         gone_probability: below this chance of a return, the context is dropped.
-        lost_probability: above this risk of being reused before its return, a context that is
-            not held is dropped, so that others' contexts outlast it.
     """
 
     hysteresis: float = 0.15
     gone_probability: float = 0.02
-    lost_probability: float = 0.5
 
     def choose(self, session: PausedSession, load: EngineLoad) -> Decision:
         if session.return_probability < self.gone_probability:
@@ -146,12 +143,10 @@ class LeastWaste:
         limit = lose * (1 + self.hysteresis) if session.is_held else lose
         if self._host_waste(session, load) < min(keep, limit):
             return Decision(Action.HOST, keep, lose)
-        # Equal means that neither costs anything: leave it to vLLM.
-        if keep < limit:
-            return Decision(Action.PIN, keep, lose)
-        # What would be gone by its return only keeps others from surviving until theirs.
-        is_lost = session.eviction_probability > self.lost_probability
-        return Decision(Action.DROP if is_lost else Action.SOFT, keep, lose)
+        # Equal means that neither costs anything: leave it to vLLM. So is a context that would be
+        # lost before its return: dropping those at once, so that others' outlast them, lost more
+        # than it saved, as durations are guesses.
+        return Decision(Action.PIN if keep < limit else Action.SOFT, keep, lose)
 
     def keep_value(self, session: PausedSession, load: EngineLoad) -> float:
         tokens = max(1, session.exclusive_tokens)

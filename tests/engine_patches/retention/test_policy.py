@@ -47,7 +47,7 @@ def choose(session: PausedSession, load: EngineLoad) -> Action:
 
 def test_short_pauses_are_held_and_long_ones_are_not() -> None:
     assert choose(SESSION, BUSY) is Action.PIN
-    assert choose(replace(SESSION, remaining_s=20.0), BUSY) is Action.DROP
+    assert choose(replace(SESSION, remaining_s=20.0), BUSY) is Action.SOFT
 
 
 def test_pause_at_the_break_even_point_decides() -> None:
@@ -76,12 +76,6 @@ def test_context_that_a_next_turn_does_not_repeat_is_worth_less() -> None:
     assert choose(replace(session, survival_ratio=0.3), BUSY) is not Action.PIN
 
 
-def test_what_is_not_held_goes_first_only_if_it_would_be_lost_anyway() -> None:
-    slow = replace(SESSION, remaining_s=20.0)
-    assert choose(replace(slow, eviction_probability=0.9), BUSY) is Action.DROP
-    assert choose(replace(slow, eviction_probability=0.1), BUSY) is Action.SOFT
-
-
 def test_copy_to_host_memory_is_chosen_where_it_wastes_least() -> None:
     slow = replace(SESSION, remaining_s=20.0)
     # Out and back at 18 microseconds a token: 1500 tokens for 27 ms, twice.
@@ -91,10 +85,10 @@ def test_copy_to_host_memory_is_chosen_where_it_wastes_least() -> None:
     assert choose(replace(SESSION, remaining_s=0.02), fast) is Action.PIN
     assert choose(slow, replace(fast, memory_price=0.0)) is Action.PIN
     # A link that takes longer than computing the context again is no use.
-    assert choose(slow, replace(BUSY, host=HostCost(out_s=1e-2, in_s=1e-2))) is Action.DROP
+    assert choose(slow, replace(BUSY, host=HostCost(out_s=1e-2, in_s=1e-2))) is Action.SOFT
     # Nor is one with a long queue, unless the copy is there already.
     queued = replace(BUSY, host=HostCost(18e-6, 18e-6, queued_tokens=100_000))
-    assert choose(slow, queued) is Action.DROP
+    assert choose(slow, queued) is Action.SOFT
     assert choose(replace(slow, copied_tokens=1500), queued) is Action.HOST
 
 
