@@ -5,11 +5,8 @@ A LangChain hook does not see the model calls of a DSPy module, nor the other wa
 
 from __future__ import annotations
 
-import importlib.util
 import os
-import sys
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -29,23 +26,10 @@ pytest.importorskip("langchain_openai")
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
 
+import langchain_shapes as shapes  # noqa: E402
 from adaseek_dspy import apply as apply_dspy  # noqa: E402
 from adaseek_dspy import translate as translate_dspy  # noqa: E402
 from adaseek_langchain import AdaSeekHook, disable, enable  # noqa: E402
-
-
-def load_shapes() -> Any:
-    """Returns the module beside this file; pytest's import mode has no path for it."""
-    name = "langchain_shapes"
-    if name not in sys.modules:
-        spec = importlib.util.spec_from_file_location(name, Path(__file__).parent / "shapes.py")
-        assert spec is not None and spec.loader is not None
-        sys.modules[name] = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(sys.modules[name])
-    return sys.modules[name]
-
-
-shapes = load_shapes()
 
 
 @pytest.fixture

@@ -12,11 +12,9 @@ import gc
 import importlib.util
 import io
 import os
-import sys
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -38,21 +36,9 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:Pydantic serializer warnings"),
 ]
 
+import langchain_shapes as shapes  # noqa: E402
 from adaseek_langchain import AdaSeekHook, apply, disable, enable, translate  # noqa: E402
 
-
-def load_shapes() -> Any:
-    """Returns the module beside this file; pytest's import mode has no path for it."""
-    name = "langchain_shapes"
-    if name not in sys.modules:
-        spec = importlib.util.spec_from_file_location(name, Path(__file__).parent / "shapes.py")
-        assert spec is not None and spec.loader is not None
-        sys.modules[name] = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(sys.modules[name])
-    return sys.modules[name]
-
-
-shapes = load_shapes()
 HAS_DSPY = importlib.util.find_spec("dspy") is not None
 ALL = [*shapes.SHAPES, *(shapes.MIXED if HAS_DSPY else ())]
 MODEL = "m2"
