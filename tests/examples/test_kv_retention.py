@@ -2,39 +2,25 @@
 
 from __future__ import annotations
 
-import importlib
 import itertools
 import json
 import os
-import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
 
-FOLDER = Path(__file__).parents[2] / "examples" / "benchmarks" / "kv_retention"
-
 
 @pytest.fixture(scope="module")
-def load() -> Iterator[Any]:
+def load(load_example: Callable[[str], ModuleType]) -> Iterator[Any]:
     """Returns a function that imports a module of the benchmark."""
-    before = set(sys.modules)
     # The benchmark's programs set vLLM up for their own process.
     environment = dict(os.environ)
-    sys.path.insert(0, str(FOLDER))
-
-    def load_module(name: str) -> ModuleType:
-        return importlib.import_module(name)
-
-    yield load_module
+    yield lambda name: load_example(f"benchmarks/kv_retention/{name}")
     os.environ.clear()
     os.environ.update(environment)
-    sys.path.remove(str(FOLDER))
-    for name in set(sys.modules) - before:
-        if str(getattr(sys.modules[name], "__file__", "")).startswith(str(FOLDER)):
-            del sys.modules[name]
 
 
 def test_every_arm_sees_the_same_sessions(load: Any) -> None:

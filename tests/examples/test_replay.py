@@ -2,32 +2,20 @@
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Iterator
-from pathlib import Path
+from collections.abc import Callable
 from types import ModuleType
 
 import numpy as np
 import pytest
 from adaseek.search.base import Config, LeafRun
 
-FOLDER = Path(__file__).resolve().parents[2] / "examples" / "benchmarks" / "replay"
 SETTING = "quality, cost and latency"
 BUDGET = 120
 
 
 @pytest.fixture(scope="module")
-def compare() -> Iterator[ModuleType]:
-    """The script as a module; its folder is importable only here."""
-    before, names = list(sys.path), set(sys.modules)
-    sys.path.insert(0, str(FOLDER))
-    import compare as module  # type: ignore[import-not-found]  # a script, found by its folder
-
-    yield module
-    sys.path[:] = before
-    for name in set(sys.modules) - names:
-        if str(getattr(sys.modules[name], "__file__", "")).startswith(str(FOLDER)):
-            del sys.modules[name]
+def compare(load_example: Callable[[str], ModuleType]) -> ModuleType:
+    return load_example("benchmarks/replay/compare")
 
 
 def test_the_table_holds_every_config_of_its_space_once(compare: ModuleType) -> None:

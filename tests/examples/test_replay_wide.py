@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Iterator
-from pathlib import Path
+from collections.abc import Callable
 from types import ModuleType
 
 import numpy as np
@@ -12,21 +10,10 @@ import pytest
 from adaseek.search.base import LeafRun
 from adaseek.search.records import Record
 
-FOLDER = Path(__file__).resolve().parents[2] / "examples" / "benchmarks" / "replay"
-
 
 @pytest.fixture(scope="module")
-def wide() -> Iterator[ModuleType]:
-    """The script as a module; its folder is importable only here."""
-    before, names = list(sys.path), set(sys.modules)
-    sys.path.insert(0, str(FOLDER))
-    import compare_wide as module  # type: ignore[import-not-found]  # found by its folder
-
-    yield module
-    sys.path[:] = before
-    for name in set(sys.modules) - names:
-        if str(getattr(sys.modules[name], "__file__", "")).startswith(str(FOLDER)):
-            del sys.modules[name]
+def wide(load_example: Callable[[str], ModuleType]) -> ModuleType:
+    return load_example("benchmarks/replay/compare_wide")
 
 
 @pytest.mark.parametrize("kind", ["additive", "interacting", "deceptive"])

@@ -1,0 +1,31 @@
+"""Scripts of the examples, as modules."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
+
+
+@pytest.fixture(scope="module")
+def load_example() -> Iterator[Callable[[str], ModuleType]]:
+    """Imports a script by its path below `examples`, importable in one file of tests only."""
+    before, names = list(sys.path), set(sys.modules)
+
+    def load(script: str) -> ModuleType:
+        folder = str((EXAMPLES / script).parent)
+        if folder not in sys.path:
+            sys.path.insert(0, folder)
+        return importlib.import_module(Path(script).name)
+
+    yield load
+    sys.path[:] = before
+    for name in set(sys.modules) - names:
+        if str(getattr(sys.modules[name], "__file__", "")).startswith(str(EXAMPLES)):
+            del sys.modules[name]
