@@ -35,41 +35,43 @@ def random_tree(num_nodes: int) -> TreeTokens:
     return TreeTokens(range(num_nodes), [int(rng.integers(-1, node)) for node in range(num_nodes)])
 
 
-def both(
-    heads: tuple[int, int, int], context: int, rows: int, batch: int, layout: str, dtype: Any
-) -> tuple[Callable[[], None], Callable[[], None]]:
-    """Returns calls of vLLM's kernel and of ours on the same tensors."""
-    num_heads, num_kv_heads, size = heads
-    num_tokens = context + rows
-    num_blocks = -(-num_tokens // BLOCK)
-    cache = torch.randn(batch * num_blocks, num_kv_heads, BLOCK, 2 * size).to(dtype)
+def vllm_attention(
+    query: torch.Tensor,
+    cache: torch.Tensor,
+    table: torch.Tensor,
+    starts: torch.Tensor,
+    lengths: torch.Tensor,
+    output: torch.Tensor,
+    *,
+    layout: str,
+) -> Callable[[], None]:
+    """Returns a call of vLLM's kernel, with a causal mask, that fills `output`.
+
+    Args:
+        query, output: [num_rows, num_heads, size].
+        cache: [num_blocks, num_kv_heads, BLOCK, 2 * size], of the query's type.
+        table: [num_reqs, max_num_blocks] int32.
+        starts: [num_reqs + 1] int32, a request's first row.
+        lengths: [num_reqs] int32, tokens of a request with its rows.
+    """
+    num_heads, size = query.shape[1:]
+    num_kv_heads = cache.shape[1]
     keys, values = cache.view(len(cache), num_kv_heads, 2 * BLOCK, size).chunk(2, dim=2)
-    table = torch.arange(len(cache), dtype=torch.int32).view(batch, num_blocks)
-    query = torch.randn(batch * rows, num_heads, size).to(dtype)
-    output = torch.empty_like(query)
-    lengths = torch.full((batch,), num_tokens, dtype=torch.int32)
-    starts = torch.arange(0, batch * rows + 1, rows, dtype=torch.int32)
     plan = ops.cpu_attn_get_scheduler_metadata(
-        num_reqs=batch,
+        num_reqs=len(lengths),
         num_heads=num_heads,
         num_kv_heads=num_kv_heads,
         head_dim=size,
         seq_lens=lengths,
-        dtype=dtype,
+        dtype=query.dtype,
         query_start_loc=starts,
         causal=True,
         sliding_window_size=-1,
         isa=layout,
         enable_kv_split=True,
     )
-    scale = size**-0.5
-    step = TreeStep(
-        tuple(RequestTree(i, i * rows, context, random_tree(rows - 1)) for i in range(batch))
-    )
-    kernel = compiled_kernel()
-    assert kernel is not None
 
-    def stock() -> None:
+    def call() -> None:
         ops.cpu_attention_with_kv_cache(
             query=query,
             key_cache=keys,
@@ -77,7 +79,7 @@ def both(
             output=output,
             query_start_loc=starts,
             seq_lens=lengths,
-            scale=scale,
+            scale=size**-0.5,
             causal=True,
             alibi_slopes=None,
             sliding_window=-1,
@@ -87,6 +89,29 @@ def both(
             s_aux=None,
         )
 
+    return call
+
+
+def both(
+    heads: tuple[int, int, int], context: int, rows: int, batch: int, layout: str, dtype: Any
+) -> tuple[Callable[[], None], Callable[[], None]]:
+    """Returns calls of vLLM's kernel and of ours on the same tensors."""
+    num_heads, num_kv_heads, size = heads
+    num_tokens = context + rows
+    num_blocks = -(-num_tokens // BLOCK)
+    cache = torch.randn(batch * num_blocks, num_kv_heads, BLOCK, 2 * size).to(dtype)
+    table = torch.arange(len(cache), dtype=torch.int32).view(batch, num_blocks)
+    query = torch.randn(batch * rows, num_heads, size).to(dtype)
+    output = torch.empty_like(query)
+    lengths = torch.full((batch,), num_tokens, dtype=torch.int32)
+    starts = torch.arange(0, batch * rows + 1, rows, dtype=torch.int32)
+    step = TreeStep(
+        tuple(RequestTree(i, i * rows, context, random_tree(rows - 1)) for i in range(batch))
+    )
+    kernel = compiled_kernel()
+    assert kernel is not None
+    stock = vllm_attention(query, cache, table, starts, lengths, output, layout=layout)
+
     def ours() -> None:
         kernel.attend(
             query,
@@ -95,7 +120,7 @@ def both(
             step,
             output,
             layout=layout,
-            scale=scale,
+            scale=size**-0.5,
             softcap=0.0,
             window=-1,
         )

@@ -24,9 +24,8 @@ import vllm
 from adaseek_vllm.token_tree.kernels import compiled_kernel
 from adaseek_vllm.token_tree.step import RequestTree, TreeStep
 from adaseek_vllm.token_tree.tree import TreeTokens
-from vllm import _custom_ops as ops
+from attention import BLOCK, vllm_attention
 
-BLOCK = 128
 ROWS = (2, 4, 8, 16, 17, 32, 64, 128)
 
 
@@ -77,39 +76,11 @@ def attentions(num_heads: int, num_kv_heads: int, size: int, context: int) -> No
     assert kernel is not None
 
     def stock(first: int, num: int) -> torch.Tensor:
-        keys, values = cache.view(num_blocks, num_kv_heads, 2 * BLOCK, size).chunk(2, dim=2)
+        rows = query[first : first + num].clone()
         lengths = torch.tensor([context + first + num], dtype=torch.int32)
         starts = torch.tensor([0, num], dtype=torch.int32)
-        plan = ops.cpu_attn_get_scheduler_metadata(
-            num_reqs=1,
-            num_heads=num_heads,
-            num_kv_heads=num_kv_heads,
-            head_dim=size,
-            seq_lens=lengths,
-            dtype=cache.dtype,
-            query_start_loc=starts,
-            causal=True,
-            sliding_window_size=-1,
-            isa="amx",
-            enable_kv_split=True,
-        )
-        output = torch.empty(num, num_heads, size, dtype=cache.dtype)
-        ops.cpu_attention_with_kv_cache(
-            query=query[first : first + num].clone(),
-            key_cache=keys,
-            value_cache=values,
-            output=output,
-            query_start_loc=starts,
-            seq_lens=lengths,
-            scale=size**-0.5,
-            causal=True,
-            alibi_slopes=None,
-            sliding_window=-1,
-            block_table=table,
-            softcap=0,
-            scheduler_metadata=plan,
-            s_aux=None,
-        )
+        output = torch.empty_like(rows)
+        vllm_attention(rows, cache, table, starts, lengths, output, layout="amx")()
         return output
 
     def ours(num: int) -> torch.Tensor:
