@@ -15,11 +15,11 @@ from adaseek_vllm.retention.settings import RetentionSettings
 from adaseek_vllm.retention.simulator import (
     EngineShape,
     SimulatedEngine,
-    SimulatedRequest,
     block_bytes,
     pretended_config,
     slot_bytes,
 )
+from simulated_turns import follow, tokens, turn
 from vllm.config import KVTransferConfig
 from vllm.v1.kv_cache_interface import FullAttentionSpec
 
@@ -40,27 +40,10 @@ def make(request: pytest.FixtureRequest) -> Make:
     return engine
 
 
-def tokens(count: int, *, start: int = 0) -> list[int]:
-    return [10 + (start * 97 + index) % 900 for index in range(count)]
-
-
-def turn(
-    engine: SimulatedEngine, session: str | None, prompt: list[int], **options: Any
-) -> SimulatedRequest:
-    name = f"{session}-{len(engine.requests)}"
-    request = engine.submit(name, prompt, max_tokens=20, session=session, **options)
-    assert engine.drain(max_steps=2000)
-    return request
-
-
 def crowd(engine: SimulatedEngine) -> None:
     """Runs one-shot requests that want twice the whole pool, one after the other."""
     for index in range(6):
         turn(engine, None, tokens(200, start=50 + index))
-
-
-def follow(last: SimulatedRequest) -> list[int]:
-    return [*last.prompt, *last.output, *tokens(30, start=5)]
 
 
 def taken(engine: SimulatedEngine) -> dict[str, Any]:

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 from adaseek_vllm.retention.simulator import EngineShape, SimulatedEngine, SimulatedRequest
+from simulated_turns import follow, tokens, turn
 
 BLOCK, NUM_BLOCKS = 16, 81
 # A tool that takes long, and whose client says so.
@@ -30,23 +31,6 @@ def make(request: pytest.FixtureRequest) -> Make:
         return SimulatedEngine(shape, retention=host | more, copy_fails=fails)
 
     return engine
-
-
-def tokens(count: int, *, start: int = 0) -> list[int]:
-    return [10 + (start * 97 + index) % 900 for index in range(count)]
-
-
-def turn(
-    engine: SimulatedEngine, session: str | None, prompt: list[int], **options: Any
-) -> SimulatedRequest:
-    name = f"{session}-{len(engine.requests)}"
-    request = engine.submit(name, prompt, max_tokens=20, session=session, **options)
-    assert engine.drain(max_steps=2000)
-    return request
-
-
-def follow(last: SimulatedRequest) -> list[int]:
-    return [*last.prompt, *last.output, *tokens(30, start=5)]
 
 
 def until_coming(engine: SimulatedEngine) -> SimulatedRequest:

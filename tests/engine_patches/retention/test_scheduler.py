@@ -11,6 +11,7 @@ from adaseek_vllm._compat import version
 from adaseek_vllm.config import FeatureSettingsError
 from adaseek_vllm.retention.simulator import EngineShape, SimulatedEngine, SimulatedRequest
 from adaseek_vllm.scheduler import make_scheduler, scheduler_class
+from simulated_turns import follow, tokens, turn
 
 BLOCK = 16
 Make = Callable[..., SimulatedEngine]
@@ -27,10 +28,6 @@ def make(request: pytest.FixtureRequest) -> Make:
     return engine
 
 
-def tokens(count: int, *, start: int = 0) -> list[int]:
-    return [10 + (start * 97 + index) % 900 for index in range(count)]
-
-
 def finish(engine: SimulatedEngine) -> None:
     assert engine.drain(max_steps=2000)
 
@@ -40,14 +37,7 @@ def pause(
 ) -> SimulatedRequest:
     """Runs one turn to its end."""
     prompt = options.pop("prompt", None) or tokens(count, start=sum(map(ord, str(session))))
-    name = f"{session}-{len(engine.requests)}"
-    request = engine.submit(name, prompt, max_tokens=20, session=session, **options)
-    finish(engine)
-    return request
-
-
-def follow(turn: SimulatedRequest, more: int = 30) -> list[int]:
-    return [*turn.prompt, *turn.output, *tokens(more, start=5)]
+    return turn(engine, session, prompt, **options)
 
 
 def crowd(engine: SimulatedEngine) -> None:
@@ -331,8 +321,8 @@ def test_idle_memory_means_stock_order_and_stock_hits(make: Make) -> None:
     for settings in (None, {}):
         engine = make(settings, num_blocks=2000)
         turns = [pause(engine, name, count=100) for name in "abc"]
-        for name, turn in zip("abc", turns, strict=True):
-            pause(engine, name, prompt=follow(turn))
+        for name, last in zip("abc", turns, strict=True):
+            pause(engine, name, prompt=follow(last))
         finished.append(
             [(r.output, r.cached_tokens, r.finished_s) for r in engine.requests.values()]
         )
