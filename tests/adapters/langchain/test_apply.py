@@ -6,7 +6,7 @@ import asyncio
 import copy
 import gc
 import types
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypedDict
 
@@ -17,7 +17,7 @@ pytest.importorskip("langchain_openai")
 
 from adaseek.errors import ConfigurationError, RecipeMismatchError
 from adaseek.recipe import Demo, Ensemble, Recipe, Setting
-from adaseek.testing.loopback import LoopbackServer, Reply, echo
+from adaseek.testing.loopback import LoopbackServer, Reply
 from adaseek.workflow import ModelRef, Workflow
 from adaseek_langchain import AdaSeekHook, AdaSeekMiddleware, apply, disable, enable
 from adaseek_langchain._copying import copy_with_models
@@ -41,12 +41,6 @@ class State(TypedDict, total=False):
 
     q: str
     a: str
-
-
-@pytest.fixture
-def server() -> Iterator[LoopbackServer]:
-    with LoopbackServer(echo, models=("m", "m2"), keep_alive=False) as running:
-        yield running
 
 
 def chat(server: LoopbackServer, **settings: Any) -> ChatOpenAI:

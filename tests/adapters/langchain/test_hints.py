@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import pytest
 from adaseek.recipe import Recipe, Setting
-from adaseek.testing.loopback import LoopbackServer, Reply, echo
+from adaseek.testing.loopback import LoopbackServer, Reply
 
 pytest.importorskip("langchain")
 pytest.importorskip("langchain_openai")
@@ -28,12 +28,6 @@ from langgraph.checkpoint.memory import MemorySaver
 
 FIELDS = ("session_id", "vllm_xargs")
 GIVEN: Any = {"messages": [("user", "go")]}
-
-
-@pytest.fixture
-def server() -> Iterator[LoopbackServer]:
-    with LoopbackServer(echo, keep_alive=False) as running:
-        yield running
 
 
 def chat(server: LoopbackServer, **settings: Any) -> ChatOpenAI:

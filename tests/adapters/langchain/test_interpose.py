@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -12,7 +12,7 @@ import pytest
 
 pytest.importorskip("langchain_openai")
 
-from adaseek.recipe import Demo, Ensemble, Recipe, Setting
+from adaseek.recipe import Demo, Ensemble, Recipe
 from adaseek.testing.loopback import LoopbackServer, echo
 from adaseek.workflow import ModelRef
 from adaseek_langchain import AdaSeekHook, disable, enable
@@ -21,45 +21,17 @@ from adaseek_langchain._interpose import install, is_installed, release, uninsta
 from langchain_core.caches import InMemoryCache
 from langchain_core.language_models import BaseChatModel
 from langchain_core.messages import HumanMessage
-from langchain_core.output_parsers import StrOutputParser
 from langchain_core.prompts import ChatPromptTemplate
 from langchain_core.runnables import RunnableLambda
 from langchain_core.tracers import context as tracer_context
 from langchain_openai import ChatOpenAI
+from langchain_programs import chain, chat, messages, recipe
 
 pytestmark = [
+    pytest.mark.usefixtures("left_as_found"),
     pytest.mark.filterwarnings("ignore::langchain_core._api.LangChainBetaWarning"),
     pytest.mark.filterwarnings("ignore:Unexpected type for token usage"),
 ]
-
-
-@pytest.fixture
-def server() -> Iterator[LoopbackServer]:
-    with LoopbackServer(echo, keep_alive=False) as running:
-        yield running
-
-
-@pytest.fixture(autouse=True)
-def left_as_found() -> Iterator[None]:
-    """Every test ends without a hook, so that the next one starts with an unwrapped class."""
-    gc.collect()
-    yield
-    disable()
-    gc.collect()
-    uninstall()
-
-
-def chat(server: LoopbackServer, **settings: Any) -> ChatOpenAI:
-    return ChatOpenAI(model="m", base_url=server.url, api_key="secret-key", **settings)
-
-
-def program(server: LoopbackServer, **settings: Any) -> Any:
-    asked = ChatPromptTemplate.from_messages([("system", "Be brief."), ("human", "{q}")])
-    return asked | chat(server, **settings) | StrOutputParser()
-
-
-def recipe(step: str = "2.lm", **settings: Any) -> Recipe:
-    return Recipe({step: Setting(**(settings or {"instructions": "Sing."}))})
 
 
 def step_of(call: Callable[[AdaSeekHook], Any], server: LoopbackServer) -> str:
@@ -79,17 +51,13 @@ def attributes() -> dict[str, Any]:
     }
 
 
-def messages(body: dict[str, Any]) -> list[str]:
-    return [message["content"] for message in body["messages"]]
-
-
 # Off means off
 
 
 def test_without_a_hook_nothing_of_langchain_differs(server: LoopbackServer) -> None:
     before = attributes()
     hook = AdaSeekHook(recipe())
-    program(server).invoke({"q": "a"}, {"callbacks": [hook]})
+    chain(server).invoke({"q": "a"}, {"callbacks": [hook]})
     assert is_installed()
     assert attributes() != before
     del hook
@@ -100,14 +68,14 @@ def test_without_a_hook_nothing_of_langchain_differs(server: LoopbackServer) -> 
 def test_after_disabling_nothing_of_langchain_differs(server: LoopbackServer) -> None:
     before = attributes()
     enable(recipe())
-    program(server).invoke({"q": "a"})
+    chain(server).invoke({"q": "a"})
     assert attributes() != before
     disable()
     disable()
     gc.collect()
     assert attributes() == before
-    program(server).invoke({"q": "a"})
-    assert [messages(body)[0] for body in server.bodies] == ["Sing.", "Be brief."]
+    chain(server).invoke({"q": "a"})
+    assert [messages(body)[0] for body in server.bodies] == ["Sing.", "Answer briefly."]
 
 
 def test_the_entry_points_are_wrapped_once() -> None:
@@ -143,7 +111,7 @@ def test_another_instrumentor_around_ours_survives(server: LoopbackServer) -> No
         return ours(self, *args, **kwargs)
 
     def call(hook: AdaSeekHook | None) -> None:
-        program(server).invoke({"q": "a"}, {"callbacks": [hook] if hook else []})
+        chain(server).invoke({"q": "a"}, {"callbacks": [hook] if hook else []})
 
     theirs.__wrapped__ = ours  # type: ignore[attr-defined]
     BaseChatModel.invoke = theirs  # type: ignore[method-assign,assignment]
@@ -156,7 +124,7 @@ def test_another_instrumentor_around_ours_survives(server: LoopbackServer) -> No
     finally:
         BaseChatModel.invoke = original  # type: ignore[method-assign]
     assert seen == ["theirs"] * 3
-    assert [messages(body)[0] for body in server.bodies] == ["Sing.", "Be brief."]
+    assert [messages(body)[0] for body in server.bodies] == ["Sing.", "Answer briefly."]
 
 
 # Every way of calling a model
@@ -260,7 +228,7 @@ def test_a_model_of_another_endpoint_gets_no_key(server: LoopbackServer) -> None
         setting = {"model": ModelRef("m2", other.url)}
         hook = AdaSeekHook(recipe(**setting))
         headers = {"X-Secret": "also"}
-        reply = program(server, default_headers=headers).invoke({"q": "a"}, {"callbacks": [hook]})
+        reply = chain(server, default_headers=headers).invoke({"q": "a"}, {"callbacks": [hook]})
         (request,) = other.requests
     assert reply == "echo[m2]: a"
     assert server.requests == ()
@@ -273,24 +241,24 @@ def test_a_given_model_object_is_used(server: LoopbackServer) -> None:
     other = chat(server, max_tokens=7).model_copy(update={"model_name": "given"})
     reference = ModelRef("given", server.url)
     hook = AdaSeekHook(recipe(model=reference), models={reference.key: other})
-    program(server).invoke({"q": "a"}, {"callbacks": [hook]})
+    chain(server).invoke({"q": "a"}, {"callbacks": [hook]})
     (body,) = server.bodies
     assert (body["model"], body["max_completion_tokens"]) == ("given", 7)
 
 
 def test_the_constructors_extra_body_is_kept(server: LoopbackServer) -> None:
     hook = AdaSeekHook(recipe(params={"top_k": 3}))
-    program(server, extra_body={"min_p": 0.1}).invoke({"q": "a"}, {"callbacks": [hook]})
+    chain(server, extra_body={"min_p": 0.1}).invoke({"q": "a"}, {"callbacks": [hook]})
     (body,) = server.bodies
     assert (body["min_p"], body["top_k"]) == (0.1, 3)
 
 
 def test_a_response_cache_is_asked_with_the_rewritten_request(server: LoopbackServer) -> None:
-    tuned = program(server, cache=InMemoryCache())
+    tuned = chain(server, cache=InMemoryCache())
     for _ in range(2):
         tuned.invoke({"q": "a"}, {"callbacks": [AdaSeekHook(recipe())]})
         tuned.invoke({"q": "a"})
-    assert [messages(body)[0] for body in server.bodies] == ["Sing.", "Be brief."]
+    assert [messages(body)[0] for body in server.bodies] == ["Sing.", "Answer briefly."]
 
 
 def test_a_hook_given_to_the_model_itself_counts(server: LoopbackServer) -> None:
@@ -305,7 +273,7 @@ def test_a_hook_given_to_the_model_itself_counts(server: LoopbackServer) -> None
 
 
 def test_hooks_of_other_threads_do_not_mix(server: LoopbackServer) -> None:
-    shared = program(server)
+    shared = chain(server)
 
     def ask(number: int) -> str:
         hook = AdaSeekHook(recipe(params={"max_tokens": number + 1}))
@@ -322,7 +290,7 @@ def test_hooks_of_other_threads_do_not_mix(server: LoopbackServer) -> None:
 
 
 def test_hooks_of_other_tasks_do_not_mix(server: LoopbackServer) -> None:
-    shared = program(server)
+    shared = chain(server)
 
     async def ask(number: int) -> None:
         hook = AdaSeekHook(recipe(params={"max_tokens": number + 1}))
@@ -346,10 +314,10 @@ def test_a_setting_that_cannot_be_applied_leaves_the_request_alone(
 ) -> None:
     hook = AdaSeekHook(recipe(ensemble=Ensemble(2, "best_of", reward="short")))
     with pytest.warns(RuntimeWarning, match="ensemble at step `2.lm`.*`rewards` has none"):
-        reply = program(server).invoke({"q": "a"}, {"callbacks": [hook]})
+        reply = chain(server).invoke({"q": "a"}, {"callbacks": [hook]})
     assert reply == "echo[m]: a"
-    assert messages(server.bodies[0])[0] == "Be brief."
-    program(server).invoke({"q": "a"}, {"callbacks": [hook]})
+    assert messages(server.bodies[0])[0] == "Answer briefly."
+    chain(server).invoke({"q": "a"}, {"callbacks": [hook]})
     assert hook.missed == 2
 
 
@@ -360,7 +328,7 @@ def test_a_broken_hook_does_not_break_the_program(server: LoopbackServer) -> Non
 
     hook = Broken(recipe())
     with pytest.warns(RuntimeWarning, match="broken"):
-        assert program(server).invoke({"q": "a"}, {"callbacks": [hook]}) == "echo[m]: a"
+        assert chain(server).invoke({"q": "a"}, {"callbacks": [hook]}) == "echo[m]: a"
     assert any("broken" in reason for reason in hook.misses)
 
 
@@ -374,7 +342,7 @@ def test_a_wrong_input_is_refused_by_langchain_itself(server: LoopbackServer) ->
 def test_the_nearest_hook_with_a_recipe_decides(server: LoopbackServer) -> None:
     outer, inner, blind = AdaSeekHook(recipe()), AdaSeekHook(recipe(instructions="Hum.")), None
     blind = AdaSeekHook()
-    program(server).invoke({"q": "a"}, {"callbacks": [outer, inner, blind]})
+    chain(server).invoke({"q": "a"}, {"callbacks": [outer, inner, blind]})
     assert messages(server.bodies[0]) == ["Hum.", "a"]
 
 

@@ -3,61 +3,23 @@
 from __future__ import annotations
 
 import asyncio
-import gc
 import threading
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
 pytest.importorskip("langchain_openai")
 
-from adaseek.recipe import Recipe, Setting
-from adaseek.testing.loopback import LoopbackServer, Reply, echo
-from adaseek_langchain import AdaSeekHook, disable
-from adaseek_langchain._interpose import uninstall
+from adaseek.testing.loopback import LoopbackServer, Reply
+from adaseek_langchain import AdaSeekHook
 from adaseek_langchain._seam import current_request, is_inside
-from langchain_core.output_parsers import StrOutputParser
-from langchain_core.prompts import ChatPromptTemplate
-from langchain_openai import ChatOpenAI
+from langchain_programs import chain, chat, messages, recipe
 
 pytestmark = [
+    pytest.mark.usefixtures("left_as_found"),
     pytest.mark.filterwarnings("ignore::langchain_core._api.LangChainBetaWarning"),
     pytest.mark.filterwarnings("ignore:Unexpected type for token usage"),
 ]
-
-
-@pytest.fixture
-def server() -> Iterator[LoopbackServer]:
-    with LoopbackServer(echo, keep_alive=False) as running:
-        yield running
-
-
-@pytest.fixture(autouse=True)
-def left_as_found() -> Iterator[None]:
-    """Every test ends without a hook, so that the next one starts with an unwrapped class."""
-    gc.collect()
-    yield
-    disable()
-    gc.collect()
-    uninstall()
-
-
-def chat(server: LoopbackServer, **settings: Any) -> ChatOpenAI:
-    return ChatOpenAI(model="m", base_url=server.url, api_key="secret-key", **settings)
-
-
-def program(server: LoopbackServer, **settings: Any) -> Any:
-    asked = ChatPromptTemplate.from_messages([("system", "Be brief."), ("human", "{q}")])
-    return asked | chat(server, **settings) | StrOutputParser()
-
-
-def recipe(step: str = "2.lm", **settings: Any) -> Recipe:
-    return Recipe({step: Setting(**(settings or {"instructions": "Sing."}))})
-
-
-def messages(body: dict[str, Any]) -> list[str]:
-    return [message["content"] for message in body["messages"]]
 
 
 def _waiting(server: LoopbackServer) -> tuple[threading.Event, list[int]]:
@@ -76,7 +38,7 @@ def _waiting(server: LoopbackServer) -> tuple[threading.Event, list[int]]:
 def test_chunks_arrive_one_by_one(server: LoopbackServer) -> None:
     allowed, _ = _waiting(server)
     hook = AdaSeekHook(recipe())
-    chunks = program(server).stream({"q": "a"}, {"callbacks": [hook]})
+    chunks = chain(server).stream({"q": "a"}, {"callbacks": [hook]})
     early = [next(chunks), next(chunks)]
     assert not allowed.is_set()  # the server still holds the rest back
     allowed.set()
@@ -89,7 +51,7 @@ def test_async_chunks_arrive_one_by_one(server: LoopbackServer) -> None:
     hook = AdaSeekHook(recipe())
 
     async def read() -> str:
-        chunks = program(server).astream({"q": "a"}, {"callbacks": [hook]})
+        chunks = chain(server).astream({"q": "a"}, {"callbacks": [hook]})
         early = [await anext(chunks), await anext(chunks)]
         assert not allowed.is_set()
         allowed.set()
@@ -100,8 +62,8 @@ def test_async_chunks_arrive_one_by_one(server: LoopbackServer) -> None:
 
 def test_the_consumer_of_a_stream_is_not_inside_the_call(server: LoopbackServer) -> None:
     hook = AdaSeekHook(recipe())
-    inner, asked = program(server), 0
-    for _ in program(server).stream({"q": "a"}, {"callbacks": [hook]}):
+    inner, asked = chain(server), 0
+    for _ in chain(server).stream({"q": "a"}, {"callbacks": [hook]}):
         assert not is_inside()
         assert current_request() is None
         if not asked:
@@ -113,7 +75,7 @@ def test_the_consumer_of_a_stream_is_not_inside_the_call(server: LoopbackServer)
 @pytest.mark.parametrize("tuned", [False, True])
 def test_ctrl_c_in_a_stream_ends_it_as_without_us(server: LoopbackServer, tuned: bool) -> None:
     handlers = [AdaSeekHook(recipe())] if tuned else []
-    chunks = program(server).stream({"q": "a"}, {"callbacks": handlers})
+    chunks = chain(server).stream({"q": "a"}, {"callbacks": handlers})
     with pytest.raises(KeyboardInterrupt):
         for _ in chunks:
             raise KeyboardInterrupt
