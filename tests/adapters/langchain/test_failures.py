@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import warnings
-from collections.abc import Iterator
 from contextvars import Context
 from typing import Any, TypedDict
 
@@ -23,6 +22,7 @@ from langchain_core.prompts import ChatPromptTemplate
 from langchain_core.runnables import Runnable, RunnableLambda
 from langchain_core.tools import tool
 from langchain_openai import ChatOpenAI
+from langchain_programs import chat, prompt
 from langgraph.checkpoint.memory import MemorySaver
 from langgraph.graph import END, START, StateGraph
 from langgraph.types import Command, interrupt
@@ -30,19 +30,8 @@ from langgraph.types import Command, interrupt
 GIVEN = {"q": "what is it"}
 
 
-@pytest.fixture
-def server() -> Iterator[LoopbackServer]:
-    with LoopbackServer(echo, models=("m", "m2"), keep_alive=False) as running:
-        yield running
-
-
-def model(server: LoopbackServer, **settings: Any) -> ChatOpenAI:
-    return ChatOpenAI(model="m", base_url=server.url, api_key="secret-key", **settings)
-
-
 def chain(server: LoopbackServer, **settings: Any) -> Any:
-    asked = ChatPromptTemplate.from_messages([("system", "Answer briefly."), ("human", "{q}")])
-    return asked | model(server, **settings)
+    return prompt() | chat(server, **settings)
 
 
 def usage(hook: AdaSeekHook) -> Usage:
@@ -72,7 +61,7 @@ class State(TypedDict, total=False):
 
 
 def approved(server: LoopbackServer) -> Any:
-    llm = model(server)
+    llm = chat(server)
 
     def ask(state: State) -> State:
         allowed = interrupt("may I?")
@@ -126,13 +115,11 @@ def broken(q: str) -> str:
 
 @pytest.mark.parametrize("is_tuned", [False, True])
 def test_a_tools_exception_leaves_the_agent(server: LoopbackServer, is_tuned: bool) -> None:
-    agent = create_agent(model(server), [broken], system_prompt="Use it.")
+    agent = create_agent(chat(server), [broken], system_prompt="Use it.")
     given = {"messages": [("user", "go")]}
     recipe = Recipe()
     if is_tuned:
-        recipe = tuned(
-            server, create_agent(model(server), [broken], system_prompt="Use it."), given
-        )
+        recipe = tuned(server, create_agent(chat(server), [broken], system_prompt="Use it."), given)
     hook = AdaSeekHook(recipe)
     server.answer = lambda body: Reply(tool_calls=[("broken", {"q": "x"})])
     with pytest.raises(RuntimeError, match="the tool broke"):
@@ -278,7 +265,7 @@ class Dropping(Runnable[Any, Any]):
 
 
 def test_a_node_that_drops_the_config_runs_as_without_us(server: LoopbackServer) -> None:
-    program = RunnableLambda(lambda x: x) | Dropping(model(server))
+    program = RunnableLambda(lambda x: x) | Dropping(chat(server))
     program.invoke(GIVEN)
     (plain,) = server.requests
     hook = AdaSeekHook(Recipe({"2.lm": Setting(instructions="Shout.")}))
@@ -298,7 +285,7 @@ def test_a_node_that_drops_the_config_runs_as_without_us(server: LoopbackServer)
 def test_a_changed_step_is_left_alone(server: LoopbackServer) -> None:
     recipe = tuned(server, chain(server))
     asked = ChatPromptTemplate.from_messages([("system", "Now rhyme."), ("human", "{q}")])
-    changed, hook = asked | model(server), AdaSeekHook(recipe)
+    changed, hook = asked | chat(server), AdaSeekHook(recipe)
     with pytest.warns(RuntimeWarning):
         changed.invoke(GIVEN, {"callbacks": [hook]})
     (body,) = server.bodies

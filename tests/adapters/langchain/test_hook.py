@@ -6,7 +6,6 @@ import asyncio
 import gc
 import operator
 import time
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Annotated, Any, TypedDict
 
@@ -24,31 +23,16 @@ from adaseek_langchain._recorder import Tree
 from langchain.agents import create_agent
 from langchain_core.caches import InMemoryCache
 from langchain_core.messages import HumanMessage
-from langchain_core.output_parsers import StrOutputParser
 from langchain_core.prompts import ChatPromptTemplate
 from langchain_core.runnables import RunnableLambda
 from langchain_core.tools import tool
 from langchain_openai import ChatOpenAI
+from langchain_programs import chain, chat
 from langgraph.checkpoint.memory import InMemorySaver
 from langgraph.graph import END, START, StateGraph
 from langgraph.types import Command, interrupt
 
 GIVEN = {"q": "what is it"}
-
-
-@pytest.fixture
-def server() -> Iterator[LoopbackServer]:
-    with LoopbackServer(echo, models=("m", "m2"), keep_alive=False) as running:
-        yield running
-
-
-def model(server: LoopbackServer, **settings: Any) -> ChatOpenAI:
-    return ChatOpenAI(model="m", base_url=server.url, api_key="secret-key", **settings)
-
-
-def chain(server: LoopbackServer, **settings: Any) -> Any:
-    asked = ChatPromptTemplate.from_messages([("system", "Answer briefly."), ("human", "{q}")])
-    return asked | model(server, **settings) | StrOutputParser()
 
 
 def lm_steps(trace: Trace) -> list[str]:
@@ -136,7 +120,7 @@ def test_keys_are_the_same_however_a_program_is_invoked(server: LoopbackServer) 
 
 
 def test_two_calls_in_one_function_are_two_steps(server: LoopbackServer) -> None:
-    llm = model(server)
+    llm = chat(server)
 
     def both(x: dict[str, str]) -> str:
         first = llm.invoke(x["q"]).text
@@ -153,7 +137,7 @@ def test_model_and_its_fallback_are_two_steps(server: LoopbackServer) -> None:
     server.answer = lambda body: Reply("no", status=400) if body["model"] == "m" else echo(body)
     other = ChatOpenAI(model="m2", base_url=server.url, api_key="secret-key")
     hook = AdaSeekHook()
-    program = RunnableLambda(lambda x: x["q"]) | model(server).with_fallbacks([other])
+    program = RunnableLambda(lambda x: x["q"]) | chat(server).with_fallbacks([other])
     program.invoke(GIVEN, {"callbacks": [hook]})
     (trace,) = hook.traces
     lm = [call for call in trace.calls if call.kind == "lm"]
@@ -178,7 +162,7 @@ def calls_a_tool(body: Any) -> Reply:
 def test_agent_is_one_step_with_a_tool_whose_time_is_known(server: LoopbackServer) -> None:
     server.answer = calls_a_tool
     hook = AdaSeekHook()
-    agent = create_agent(model(server), [look_up], system_prompt="Use the tool.")
+    agent = create_agent(chat(server), [look_up], system_prompt="Use the tool.")
     agent.invoke({"messages": [("user", "hello")]}, {"callbacks": [hook]})
     (trace,) = hook.traces
     used = next(call for call in trace.calls if call.kind == "tool")
@@ -199,7 +183,7 @@ class State(TypedDict, total=False):
 
 def test_latency_is_the_critical_path_of_parallel_branches(server: LoopbackServer) -> None:
     server.answer = lambda _: Reply("one two", delay_s=0.2)
-    llm = model(server)
+    llm = chat(server)
     built = StateGraph(State)
     for name in ("a", "b", "c"):
         built.add_node(name, lambda s: {"parts": [llm.invoke(s["q"]).text]})
@@ -214,7 +198,7 @@ def test_latency_is_the_critical_path_of_parallel_branches(server: LoopbackServe
 
 
 def test_a_pause_for_a_person_is_no_failure_and_no_latency(server: LoopbackServer) -> None:
-    llm = model(server)
+    llm = chat(server)
 
     def ask(state: State) -> State:
         answer = interrupt("ok?")
@@ -321,7 +305,7 @@ def test_failure_of_the_endpoint_is_told_from_one_of_the_program(server: Loopbac
 
 def test_a_stream_that_is_given_up_leaves_nothing_behind(server: LoopbackServer) -> None:
     hook = AdaSeekHook()
-    chunks = model(server).stream("hello you there", {"callbacks": [hook]})
+    chunks = chat(server).stream("hello you there", {"callbacks": [hook]})
     next(chunks)
     chunks.close()  # type: ignore[attr-defined]
     gc.collect()
