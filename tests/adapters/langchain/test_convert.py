@@ -2,52 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
 from adaseek.errors import ExampleError, MetricError
-from adaseek.evaluation.base import RunContext
 from adaseek.evaluation.scoring import score_run
-from adaseek.plugins import load_plugins
-from adaseek.program import Program
-from adaseek.recipe import Recipe
-from adaseek.testing.loopback import LoopbackServer, echo
+from adaseek.testing.loopback import LoopbackServer
 from adaseek.workflow import Example, Trace
 
 pytest.importorskip("langchain")
 pytest.importorskip("langchain_openai")
 
-from langchain_core.output_parsers import StrOutputParser
-from langchain_core.prompts import ChatPromptTemplate
-from langchain_openai import ChatOpenAI
-
-RAW = {"inputs": {"q": "what is it"}, "outputs": {"a": "it"}}
-
-
-@pytest.fixture
-def server() -> Iterator[LoopbackServer]:
-    with LoopbackServer(echo, keep_alive=False) as running:
-        yield running
-
-
-def model(server: LoopbackServer) -> ChatOpenAI:
-    return ChatOpenAI(model="m", base_url=server.url, api_key="secret-key")
-
-
-def chain(server: LoopbackServer) -> Any:
-    prompt = ChatPromptTemplate.from_messages([("system", "Answer briefly."), ("human", "{q}")])
-    return prompt | model(server) | StrOutputParser()
-
-
-def bound(obj: Any) -> Program:
-    return Program(obj, load_plugins())
-
-
-def run(obj: Any, raw: Any) -> Trace:
-    program = bound(obj)
-    (example,) = program.examples("examples", [raw])
-    return program.run(Recipe(), example, RunContext())
+from langchain_programs import chain, chat
+from langchain_runs import RAW, bound, run
 
 
 @pytest.mark.parametrize(
@@ -76,7 +43,7 @@ def test_example_without_any_input_is_refused(server: LoopbackServer) -> None:
 def test_example_from_a_file_calls_the_program(server: LoopbackServer) -> None:
     assert run(chain(server), raw=Example("1", {"q": "hello"}, {"a": "x"})).error is None
     bare = Example("2", {"input": "hello"})
-    assert run(model(server), raw=bare).output.text.endswith("hello")
+    assert run(chat(server), raw=bare).output.text.endswith("hello")
 
 
 def test_metric_gets_the_users_own_example_and_output(server: LoopbackServer) -> None:

@@ -2,59 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from adaseek.evaluation.base import CallRecord, RunContext
-from adaseek.plugins import load_plugins
-from adaseek.program import Program
+from adaseek.evaluation.base import RunContext
 from adaseek.recipe import Ensemble, Recipe, Setting
-from adaseek.testing.loopback import LoopbackServer, Reply, echo
-from adaseek.workflow import ModelRef, Trace, Usage
+from adaseek.testing.loopback import LoopbackServer, Reply
+from adaseek.workflow import ModelRef, Usage
 
 pytest.importorskip("langchain")
 pytest.importorskip("langchain_openai")
 
 from langchain_core.messages import AIMessage
-from langchain_core.output_parsers import StrOutputParser
-from langchain_core.prompts import ChatPromptTemplate
 from langchain_core.runnables import RunnableLambda
-from langchain_openai import ChatOpenAI
+from langchain_programs import chain, chat, prompt
+from langchain_runs import Memo, run
 from pydantic import BaseModel
-
-RAW = {"inputs": {"q": "what is it"}, "outputs": {"a": "it"}}
-
-
-@pytest.fixture
-def server() -> Iterator[LoopbackServer]:
-    with LoopbackServer(echo, models=("m", "m2"), keep_alive=False) as running:
-        yield running
-
-
-class Memo(dict[str, CallRecord]):
-    """A memo in memory."""
-
-    def put(self, key: str, record: CallRecord) -> None:
-        self[key] = record
-
-
-def model(server: LoopbackServer, **settings: Any) -> ChatOpenAI:
-    return ChatOpenAI(model="m", base_url=server.url, api_key="secret-key", **settings)
-
-
-def prompt() -> ChatPromptTemplate:
-    return ChatPromptTemplate.from_messages([("system", "Answer briefly."), ("human", "{q}")])
-
-
-def chain(server: LoopbackServer, **settings: Any) -> Any:
-    return prompt() | model(server, **settings) | StrOutputParser()
-
-
-def run(obj: Any, recipe: Recipe | None = None, context: RunContext | None = None) -> Trace:
-    program = Program(obj, load_plugins())
-    (example,) = program.examples("examples", [RAW])
-    return program.run(recipe or Recipe(), example, context or RunContext())
 
 
 def test_memo_answers_an_equal_request(server: LoopbackServer) -> None:
@@ -78,7 +41,7 @@ def test_memo_answers_streams_tools_and_schemas_alike(
         answer: str
 
     server.answer = lambda _: Reply('{"answer": "yes"}')
-    program = prompt() | model(server, streaming=streams).with_structured_output(Answer)
+    program = prompt() | chat(server, streaming=streams).with_structured_output(Answer)
     context = RunContext(memo=Memo())
     outputs = [run(program, None, context).output for _ in range(2)]
     assert outputs == [Answer(answer="yes")] * 2
@@ -87,7 +50,7 @@ def test_memo_answers_streams_tools_and_schemas_alike(
 
 def test_stream_is_remembered_whole(server: LoopbackServer) -> None:
     def streamed(x: Any) -> str:
-        return "|".join(chunk.text for chunk in model(server).stream(x["q"]))
+        return "|".join(chunk.text for chunk in chat(server).stream(x["q"]))
 
     context = RunContext(memo=Memo())
     first = run(RunnableLambda(streamed), None, context)
@@ -99,7 +62,7 @@ def test_stream_is_remembered_whole(server: LoopbackServer) -> None:
 
 
 def test_equal_requests_of_one_run_are_separate_draws(server: LoopbackServer) -> None:
-    llm = model(server, temperature=0.7)
+    llm = chat(server, temperature=0.7)
     twice = RunnableLambda(lambda x: [llm.invoke(x["q"]).text for _ in range(2)])
     context = RunContext(memo=Memo())
     run(twice, None, context)

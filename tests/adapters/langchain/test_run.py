@@ -11,12 +11,10 @@ from typing import Any, TypedDict
 
 import pytest
 from adaseek.errors import ConfigurationError
-from adaseek.evaluation.base import CallRecord, RunContext
-from adaseek.plugins import load_plugins
-from adaseek.program import Program
+from adaseek.evaluation.base import RunContext
 from adaseek.recipe import Demo, Ensemble, Recipe, Setting
 from adaseek.testing.loopback import LoopbackServer, Reply, echo
-from adaseek.workflow import ModelRef, Trace
+from adaseek.workflow import ModelRef
 
 pytest.importorskip("langchain")
 pytest.importorskip("langchain_openai")
@@ -24,28 +22,12 @@ pytest.importorskip("langchain_openai")
 from adaseek_langchain import disable, enable
 from langchain.agents import create_agent
 from langchain_core.messages import HumanMessage
-from langchain_core.output_parsers import StrOutputParser
-from langchain_core.prompts import ChatPromptTemplate
 from langchain_core.runnables import RunnableLambda
 from langchain_core.tools import tool
-from langchain_openai import ChatOpenAI
+from langchain_programs import chain, chat
+from langchain_runs import RAW, Memo, bound, run
 from langgraph.checkpoint.memory import InMemorySaver
 from langgraph.graph import END, START, StateGraph
-
-RAW = {"inputs": {"q": "what is it"}, "outputs": {"a": "it"}}
-
-
-@pytest.fixture
-def server() -> Iterator[LoopbackServer]:
-    with LoopbackServer(echo, models=("m", "m2"), keep_alive=False) as running:
-        yield running
-
-
-class Memo(dict[str, CallRecord]):
-    """A memo in memory."""
-
-    def put(self, key: str, record: CallRecord) -> None:
-        self[key] = record
 
 
 class CountingGate:
@@ -60,30 +42,6 @@ class CountingGate:
         with self.lock:
             self.endpoints.append(endpoint)
             yield
-
-
-def model(server: LoopbackServer, name: str = "m", **settings: Any) -> ChatOpenAI:
-    return ChatOpenAI(model=name, base_url=server.url, api_key="secret-key", **settings)
-
-
-def prompt(system: str = "Answer briefly.") -> ChatPromptTemplate:
-    return ChatPromptTemplate.from_messages([("system", system), ("human", "{q}")])
-
-
-def chain(server: LoopbackServer, **settings: Any) -> Any:
-    return prompt() | model(server, **settings) | StrOutputParser()
-
-
-def bound(obj: Any) -> Program:
-    return Program(obj, load_plugins())
-
-
-def run(
-    obj: Any, recipe: Recipe | None = None, context: RunContext | None = None, raw: Any = RAW
-) -> Trace:
-    program = bound(obj)
-    (example,) = program.examples("examples", [raw])
-    return program.run(recipe or Recipe(), example, context or RunContext())
 
 
 def test_run_gives_what_the_program_gives_and_sends_the_same(server: LoopbackServer) -> None:
@@ -174,7 +132,7 @@ def test_waiting_at_the_gate_is_not_the_models_time(server: LoopbackServer) -> N
 
 def test_run_ends_when_its_time_is_used_up(server: LoopbackServer) -> None:
     server.answer = lambda _: Reply("hello", delay_s=0.3)
-    llm = model(server)
+    llm = chat(server)
     endless = RunnableLambda(lambda x: [llm.invoke(x["q"]).text for _ in range(50)])
     trace = run(endless, None, RunContext(timeout_s=0.5))
     assert trace.error is not None and "timeout_s" in trace.error
@@ -205,7 +163,7 @@ class State(TypedDict, total=False):
 
 def test_memory_of_a_graph_is_its_own_in_each_run(server: LoopbackServer) -> None:
     memory = InMemorySaver()
-    agent = create_agent(model(server), [], checkpointer=memory)
+    agent = create_agent(chat(server), [], checkpointer=memory)
     raw = {"inputs": {"messages": [HumanMessage("hello")]}, "outputs": {}}
     for _ in range(2):
         trace = run(agent, raw=raw)
@@ -233,7 +191,7 @@ def test_async_programs_run_too(server: LoopbackServer) -> None:
 
 
 def test_threads_without_a_context_are_reached_as_well(server: LoopbackServer) -> None:
-    llm = model(server)
+    llm = chat(server)
 
     def both(x: Mapping[str, str]) -> list[str]:
         with ThreadPoolExecutor(2) as pool:
@@ -259,7 +217,7 @@ def test_tools_with_effects_run_once_per_run(server: LoopbackServer) -> None:
         return Reply("done") if done else Reply(tool_calls=[("note", {"text": "x"})])
 
     server.answer = answer
-    agent = create_agent(model(server), [note])
+    agent = create_agent(chat(server), [note])
     program = bound(agent)
     assert used == []
     raw = {"inputs": {"messages": [("user", "hello")]}, "outputs": {}}
@@ -273,7 +231,7 @@ def test_tools_with_effects_run_once_per_run(server: LoopbackServer) -> None:
 
 def test_program_may_change_its_input_without_harm(server: LoopbackServer) -> None:
     def greedy(x: dict[str, Any]) -> Any:
-        return model(server).invoke(x.pop("q"))
+        return chat(server).invoke(x.pop("q"))
 
     raw = {"inputs": {"q": "hello"}, "outputs": {}}
     assert run(RunnableLambda(greedy), raw=raw).error is None
@@ -282,7 +240,7 @@ def test_program_may_change_its_input_without_harm(server: LoopbackServer) -> No
 
 def test_tuners_own_prompt_is_answered_and_counted(server: LoopbackServer) -> None:
     program = bound(chain(server))
-    completion = program.complete(model(server), "Propose.", seed=7, max_tokens=20)
+    completion = program.complete(chat(server), "Propose.", seed=7, max_tokens=20)
     assert completion.text.endswith("Propose.")
     assert completion.usage.input_tokens == server.usage()["input_tokens"]
     assert server.bodies[0]["seed"] == 7
@@ -294,7 +252,7 @@ def test_models_that_are_not_served_are_named_before_anything_is_spent(
     from adaseek.errors import EndpointError
 
     program = bound(chain(server))
-    program.check_models([model(server, "m2"), f"m2@{server.url}"])
+    program.check_models([chat(server, "m2"), f"m2@{server.url}"])
     with pytest.raises(EndpointError, match="does not serve `m9`"):
-        program.check_models([model(server, "m9")])
+        program.check_models([chat(server, "m9")])
     assert server.requests == ()
