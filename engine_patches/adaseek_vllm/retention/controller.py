@@ -21,6 +21,7 @@ from adaseek_vllm.retention.policy import Action, Decision, EngineLoad, PausedSe
 from adaseek_vllm.retention.prefetch import HostReturns, Prefetcher
 from adaseek_vllm.retention.sessions import Prefetch, Session, SessionKey, SessionTable
 from adaseek_vllm.retention.settings import RetentionSettings
+from adaseek_vllm.retention.turn_order import queue_time
 from adaseek_vllm.retention.turns import Counts, EndedTurn, Outcome, Released
 from adaseek_vllm.retention.waste import StepCost
 
@@ -112,11 +113,7 @@ class RetentionController:
         fingerprints: Callable[[], Sequence[Hashable]] = tuple,
         hits: Callable[[], Sequence[int]] = tuple,
     ) -> float:
-        """Records that a turn waits to be scheduled; returns when to act as if it had arrived.
-
-        InferCept queues every follow-up turn where its session's first turn stood. Then a context
-        that was lost goes before all who came meanwhile, and nobody runs until there is room for
-        all of it; so a turn keeps as much of that place as of its context (`settings.order`).
+        """Records that a turn waits to be scheduled; returns its time in the queue (`queue_time`).
 
         What the session holds stays held until the turn is admitted, so that it survives the
         queue; what the turn would not hit is released now.
@@ -139,14 +136,13 @@ class RetentionController:
         else:
             return arrival_s
         self._by_request[request_id] = session
-        share = 0.0
-        if session.paused_s is not None:
-            share = self._resume(session, request_id, hits)
-        if self.settings.order == "fcfs":
-            return arrival_s
-        if self.settings.order == "session":
-            return session.first_arrival_s
-        return arrival_s - share * (arrival_s - session.first_arrival_s)
+        is_next = session.paused_s is not None
+        return queue_time(
+            self.settings.order,
+            arrival_s,
+            first_arrival_s=session.first_arrival_s,
+            context_share=self._resume(session, request_id, hits) if is_next else 0.0,
+        )
 
     def admitted(
         self, request_id: str, *, num_cached_tokens: int = 0, num_loaded_tokens: int = 0

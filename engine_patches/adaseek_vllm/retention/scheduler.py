@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -52,6 +52,8 @@ class RetentionMixin(Scheduler):  # type: ignore[misc]
         super().__init__(*args, vllm_config=vllm_config, **kwargs)
         settings = RetentionSettings.read(vllm_config.additional_config["kv_retention"])
         self._check_supported(settings)
+        # What retention knows of time; a simulated engine has its own.
+        self.retention_clock: Callable[[], float] = time.monotonic
         self.retention_blocks = PrefixCacheBlocks(self.kv_cache_manager)
         self.retention_meter = Meter()
         self.retention_host: HostScheduler | None = None
@@ -64,7 +66,7 @@ class RetentionMixin(Scheduler):  # type: ignore[misc]
             self.retention_blocks,
             num_blocks=self.retention_blocks.num_usable,
             block_tokens=self.block_size,
-            now=self._retention_now,
+            now=lambda: self.retention_clock(),
             load=self._retention_load,
             meter=self.retention_meter,
             host=host.swap if host is not None else None,
@@ -122,7 +124,7 @@ class RetentionMixin(Scheduler):  # type: ignore[misc]
     # Steps.
 
     def schedule(self, throttle_prefills: bool = False) -> Any:
-        started_s = self._retention_now()
+        started_s = self.retention_clock()
         output = super().schedule(throttle_prefills)
         scheduled = time.perf_counter()
         host = self.retention_host
@@ -133,7 +135,7 @@ class RetentionMixin(Scheduler):  # type: ignore[misc]
                 num_loaded_tokens=host.take_loaded(new.req_id) if host is not None else 0,
             )
             if (short := self._short_since.pop(new.req_id, None)) is not None:
-                self.retention.accounts.waited(short[0], self._retention_now())
+                self.retention.accounts.waited(short[0], self.retention_clock())
         for resumed_id in output.scheduled_cached_reqs.resumed_req_ids:
             self._short_since.pop(resumed_id, None)
         num_tokens = output.total_num_scheduled_tokens
@@ -147,7 +149,7 @@ class RetentionMixin(Scheduler):  # type: ignore[misc]
     def update_from_output(self, scheduler_output: Any, model_runner_output: Any) -> Any:
         outputs = super().update_from_output(scheduler_output, model_runner_output)
         updated = time.perf_counter()
-        now_s = self._retention_now()
+        now_s = self.retention_clock()
         if (step := self._steps.pop(id(scheduler_output), None)) is not None:
             started_s, num_tokens, pairs = step
             # Under asynchronous scheduling a step starts when the one before it is done.
@@ -231,9 +233,6 @@ class RetentionMixin(Scheduler):  # type: ignore[misc]
 
     # Within.
 
-    def _retention_now(self) -> float:
-        return time.monotonic()
-
     def _check_supported(self, settings: RetentionSettings) -> None:
         if not self.kv_cache_manager.enable_caching:
             raise FeatureSettingsError(
@@ -312,7 +311,7 @@ class RetentionMixin(Scheduler):  # type: ignore[misc]
         """Returns whether even sessions that are worth holding must give way to a request."""
         if request.status == RequestStatus.RUNNING:
             return True
-        now_s = self._retention_now()
+        now_s = self.retention_clock()
         # Its wait begins even where it is refused for what others load, with nothing held back.
         since_s, since_step = self._short_since.setdefault(
             request.request_id, (now_s, self.current_step)

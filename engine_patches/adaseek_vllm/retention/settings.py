@@ -6,12 +6,12 @@ import re
 from dataclasses import asdict, dataclass, fields
 
 from adaseek_vllm.config import FeatureSettingsError, check_keys, read_mapping
+from adaseek_vllm.retention.turn_order import ORDERS
 
 __all__ = ["FLAG", "POLICIES", "RetentionSettings"]
 
 FLAG = "--kv-retention"
 POLICIES = ("auto", "soft", "pin", "host", "drop", "heuristic", "ttl", "infercept")
-ORDERS = ("context", "session", "fcfs")
 FALLBACKS = ("none", "prefix")
 ESTIMATES = ("learned", "elapsed", "hint")
 

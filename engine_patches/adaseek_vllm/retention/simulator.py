@@ -277,9 +277,6 @@ def _make_scheduler(shape: EngineShape, config: Any, engine: SimulatedEngine) ->
     base: Any = scheduler_class(config.additional_config, async_scheduling=shape.async_scheduling)
 
     class Simulated(base):  # type: ignore[misc]  # which class it is depends on the settings
-        def _retention_now(self) -> float:
-            return engine.now_s
-
         def _preempt_request(self, *args: Any, **kwargs: Any) -> None:
             engine.num_preemptions += 1
             super()._preempt_request(*args, **kwargs)
@@ -290,7 +287,7 @@ def _make_scheduler(shape: EngineShape, config: Any, engine: SimulatedEngine) ->
         head_size=_MODEL_HEAD_DIM,
         dtype=torch.float32,
     )
-    return Simulated(
+    scheduler = Simulated(
         vllm_config=config,
         kv_cache_config=KVCacheConfig(
             num_blocks=shape.num_blocks,
@@ -302,6 +299,8 @@ def _make_scheduler(shape: EngineShape, config: Any, engine: SimulatedEngine) ->
         hash_block_size=shape.block_tokens,
         log_stats=True,
     )
+    scheduler.retention_clock = lambda: engine.now_s
+    return scheduler
 
 
 def block_bytes(shape: EngineShape) -> int:

@@ -31,7 +31,6 @@ import torch
 import transformers
 import vllm
 from adaseek_vllm.flags import with_features
-from adaseek_vllm.retention.scheduler import RetentionMixin
 from play import Arm
 
 # Keys and values of six layers, two heads of 64 numbers of four bytes each.
@@ -276,12 +275,6 @@ class EngineClient:
         scheduler._preempt_request = watched_preempt
 
 
-def _engine_now(scheduler: Any) -> float:
-    """Returns the time of the engine whose scheduler it is."""
-    clock: Clock = scheduler.clock
-    return clock()
-
-
 @contextmanager
 def open_engine(
     model: str, size: EngineSize, arm: Arm, *, copy_token_s: float | None = None
@@ -301,8 +294,6 @@ def open_engine(
     elif settings is not None and copy_token_s is not None:
         settings = {**settings, "emulate_gbps": TOKEN_BYTES / copy_token_s / 1e9}
     by_arrival = arm.settings is not None or arm.arrival_order
-    # Retention's clock has to stand still with its engine's.
-    RetentionMixin._retention_now = _engine_now  # type: ignore[method-assign]
     llm = vllm.LLM(
         **with_features(
             model=model,
@@ -320,7 +311,8 @@ def open_engine(
         )
     )
     core: Any = llm.llm_engine.engine_core
-    core.engine_core.scheduler.clock = clock = Clock()
+    # Retention's clock stands still with its engine's.
+    core.engine_core.scheduler.retention_clock = clock = Clock()
     prompts = [{"prompt_token_ids": [5 + index] * 300} for index in range(4)]
     params = vllm.SamplingParams(temperature=0.0, max_tokens=8, ignore_eos=True, detokenize=False)
     llm.generate(prompts, params, use_tqdm=False)

@@ -141,15 +141,7 @@ class Run:
 
 
 def play(client: Client, arm: Arm, arriving: Iterable[Arrival], *, stop_s: float, seed: int) -> Run:
-    """Plays sessions that arrive by themselves (open loop).
-
-    Args:
-        client: an engine that nobody else uses.
-        arm: what its users do.
-        arriving: sessions in the order of their arrival, on the client's clock from 0.
-        stop_s: sessions that are not finished by then stay unfinished.
-        seed: of their tokens.
-    """
+    """Plays sessions that arrive by themselves against one engine; see `Player`."""
     (run,) = play_in_turn([Player(client, arm, arriving, stop_s=stop_s, seed=seed)])
     return run
 
