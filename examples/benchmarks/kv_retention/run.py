@@ -1,7 +1,7 @@
 """Policies of KV retention in real vLLM engines on this machine's CPU.
 
-    python examples/benchmarks/kv_retention/run.py --quick      # at most ten minutes
-    python examples/benchmarks/kv_retention/run.py              # about two hours
+    python examples/benchmarks/kv_retention/run.py --quick      # twelve minutes
+    python examples/benchmarks/kv_retention/run.py              # many hours; may be stopped
 
 Sessions of InferCept's trace (or its table) run in a fresh engine for each arm. The arms' engines
 step in turn, each on a clock that runs while it works or has nothing to do: what slows the machine
