@@ -28,7 +28,7 @@ def host_waste(
     cost: HostCost,
     *,
     memory_price: float,
-    return_probability: float,
+    load_probability: float,
 ) -> float:
     """Returns the token-seconds of moving a paused context to host memory and back.
 
@@ -41,11 +41,11 @@ def host_waste(
         new_tokens: tokens of them without a copy, which leave the GPU when they have one.
         cost: time of copies.
         memory_price: share of time in which somebody lacks memory.
-        return_probability: chance of a next turn.
+        load_probability: chance that a next turn comes and has to copy the context back.
     """
     out_s = (cost.queued_tokens + new_tokens) * cost.out_s
     back_s = context_tokens * cost.in_s
-    return memory_price * new_tokens * out_s + return_probability * context_tokens * back_s
+    return memory_price * new_tokens * out_s + load_probability * context_tokens * back_s
 
 
 class CopyRate:

@@ -161,7 +161,8 @@ class LeastWaste:
             max(0, session.context_tokens - session.copied_tokens),
             load.host,
             memory_price=load.memory_price,
-            return_probability=session.return_probability,
+            # What is free and not reused when the turn comes need not be copied back.
+            load_probability=session.return_probability * session.eviction_probability,
         )
 
     def _loss(self, session: PausedSession, load: EngineLoad) -> float:
