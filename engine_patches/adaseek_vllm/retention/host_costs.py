@@ -21,6 +21,10 @@ class HostCost:
     in_s: float
     queued_tokens: int = 0
 
+    def copied_in_s(self, num_tokens: float) -> float:
+        """Returns the seconds until so many tokens are copied out, behind those that wait."""
+        return (self.queued_tokens + num_tokens) * self.out_s
+
 
 def host_waste(
     context_tokens: float,
@@ -43,7 +47,7 @@ def host_waste(
         memory_price: share of time in which somebody lacks memory.
         load_probability: chance that a next turn comes and has to copy the context back.
     """
-    out_s = (cost.queued_tokens + new_tokens) * cost.out_s
+    out_s = cost.copied_in_s(new_tokens)
     back_s = context_tokens * cost.in_s
     return memory_price * new_tokens * out_s + load_probability * context_tokens * back_s
 

@@ -128,4 +128,8 @@ class Outlook:
         )
         if self._host is None:
             return view
-        return replace(view, copied_tokens=self._host.num_copied(blocks) * self._block_tokens)
+        return replace(
+            view,
+            copied_tokens=self._host.num_copied(blocks) * self._block_tokens,
+            is_copying=self._host.is_copying(session.key),
+        )

@@ -43,6 +43,7 @@ class PausedSession:
         survival_ratio: share of its context that a next turn usually repeats.
         is_held: whether it is pinned now.
         copied_tokens: tokens of its context that have a copy in host memory.
+        is_copying: whether the others are on their way there.
     """
 
     context_tokens: int
@@ -54,6 +55,12 @@ class PausedSession:
     survival_ratio: float = 1.0
     is_held: bool = False
     copied_tokens: int = 0
+    is_copying: bool = False
+
+    @property
+    def uncopied_tokens(self) -> int:
+        """Tokens that leave the GPU for good unless they are copied first."""
+        return max(0, self.context_tokens - self.copied_tokens)
 
 
 @dataclass(frozen=True)
@@ -150,7 +157,13 @@ class LeastWaste:
 
     def keep_value(self, session: PausedSession, load: EngineLoad) -> float:
         tokens = max(1, session.exclusive_tokens)
-        return self._loss(session, load) / tokens - session.remaining_s
+        return self._loss(session, load) / tokens - self._held_s(session, load)
+
+    def _held_s(self, session: PausedSession, load: EngineLoad) -> float:
+        """Seconds until a session gives its memory back by itself, as expected."""
+        if not session.is_copying or load.host is None:
+            return session.remaining_s
+        return min(session.remaining_s, load.host.copied_in_s(session.uncopied_tokens))
 
     def _host_waste(self, session: PausedSession, load: EngineLoad) -> float:
         """Expected waste of copying the context to host memory and back."""
@@ -158,7 +171,7 @@ class LeastWaste:
             return math.inf
         return host_waste(
             session.context_tokens * session.survival_ratio,
-            max(0, session.context_tokens - session.copied_tokens),
+            session.uncopied_tokens,
             load.host,
             memory_price=load.memory_price,
             # What is free and not reused when the turn comes need not be copied back.
@@ -171,4 +184,5 @@ class LeastWaste:
         waste = recompute_waste(again, load.running_tokens, load.chunk_tokens, load.cost)
         # Room for what others hold as well is there already.
         queueing = load.admission_wait_s * session.exclusive_tokens * session.survival_ratio
-        return session.return_probability * (waste + queueing)
+        # With no limit, what is held makes others queue, and their queueing makes more be held.
+        return session.return_probability * (waste + min(queueing, waste))

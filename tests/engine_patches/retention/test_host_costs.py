@@ -8,7 +8,7 @@ from adaseek_vllm.retention.host_costs import CopyRate, HostCost, host_waste
 
 def test_waste_is_memory_held_while_copies_are_made() -> None:
     cost = HostCost(out_s=1e-3, in_s=2e-3)
-    # Out: 100 tokens for 0.1 s at half price; back: 200 tokens for 0.4 s, if it comes back.
+    # Out: 100 tokens for 0.1 s at half price; back: 200 tokens for 0.4 s, if it has to be.
     waste = host_waste(200, 100, cost, memory_price=0.5, load_probability=0.25)
     assert waste == pytest.approx(0.5 * 100 * 0.1 + 0.25 * 200 * 0.4)
 

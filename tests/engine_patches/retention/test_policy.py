@@ -29,6 +29,8 @@ sessions = st.builds(
     eviction_probability=st.floats(0, 1),
     survival_ratio=st.floats(0, 1),
     is_held=st.booleans(),
+    copied_tokens=st.integers(0, 100_000),
+    is_copying=st.booleans(),
 )
 loads = st.builds(
     EngineLoad,
@@ -90,6 +92,45 @@ def test_copy_to_host_memory_is_chosen_where_it_wastes_least() -> None:
     queued = replace(BUSY, host=HostCost(18e-6, 18e-6, queued_tokens=100_000))
     assert choose(slow, queued) is Action.SOFT
     assert choose(replace(slow, copied_tokens=1500), queued) is Action.HOST
+
+
+def test_what_need_not_be_copied_back_costs_nothing_to_bring() -> None:
+    likely, unlikely = (replace(SESSION, eviction_probability=chance) for chance in (1.0, 0.1))
+    # Back takes as long as computing it again; out next to nothing.
+    load = replace(BUSY, host=HostCost(out_s=1e-6, in_s=7.5e-4))
+    assert choose(replace(likely, remaining_s=20.0), load) is Action.SOFT
+    load = replace(load, host=HostCost(out_s=1e-6, in_s=6.5e-4))
+    assert choose(replace(likely, remaining_s=20.0), load) is Action.HOST
+    assert choose(replace(unlikely, remaining_s=20.0), load) is Action.HOST
+    # Copying out has its price, which a small risk does not pay.
+    load = replace(load, host=HostCost(out_s=1e-4, in_s=6.5e-4))
+    assert choose(replace(unlikely, remaining_s=20.0), load) is Action.SOFT
+
+
+def test_waiting_for_room_counts_no_more_than_computing_again() -> None:
+    # 1.06 s a token without any queue: see the break-even point.
+    session = replace(SESSION, remaining_s=1.5)
+    assert choose(session, replace(BUSY, admission_wait_s=0.3)) is not Action.PIN
+    assert choose(session, replace(BUSY, admission_wait_s=0.6)) is Action.PIN
+    # Else those who hold make the others wait, and the longer these wait, the more is held.
+    crowded = replace(BUSY, admission_wait_s=60.0)
+    assert choose(replace(session, remaining_s=2.0), crowded) is Action.PIN
+    assert choose(replace(session, remaining_s=2.2), crowded) is Action.SOFT
+
+
+def test_who_is_being_copied_gives_memory_back_soon_enough() -> None:
+    policy, load = LeastWaste(), replace(BUSY, host=HostCost(out_s=1e-4, in_s=1e-4))
+    away = replace(SESSION, remaining_s=20.0)
+    assert policy.keep_value(away, load) < 0
+    # 1500 tokens in 0.15 s, half of them 0.075 s: worth more than 1.06 s a token.
+    copying = replace(away, is_copying=True)
+    assert policy.keep_value(copying, load) == pytest.approx(
+        policy.keep_value(replace(away, remaining_s=0.15), load)
+    )
+    half = replace(copying, copied_tokens=750)
+    assert policy.keep_value(half, load) > policy.keep_value(copying, load) > 0
+    queued = replace(load, host=HostCost(1e-4, 1e-4, queued_tokens=100_000))
+    assert policy.keep_value(copying, queued) < 0
 
 
 def test_final_turn_is_dropped() -> None:
