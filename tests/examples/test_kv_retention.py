@@ -91,6 +91,13 @@ def test_fit_finds_the_line_among_outliers(load: Any) -> None:
         fit.fit_step_cost([])
 
 
+def test_slower_machine_takes_longer_for_every_step(load: Any) -> None:
+    fit = load("fit")
+    cost = fit.FittedCost(fit.StepCost(0.006, 1e-4, 5e-8), 3e-4)
+    step = SimpleNamespace(num_tokens=80, num_requests=7, context_pairs=9000.0)
+    assert cost.scaled(1.6).step_s(step) == pytest.approx(1.6 * cost.step_s(step))
+
+
 def test_short_simulation_is_resumed_not_repeated(load: Any, tmp_path: Path) -> None:
     simulate, arms = load("simulate"), load("arms")
     bench = simulate.Bench(scale=8, window_s=12.0)

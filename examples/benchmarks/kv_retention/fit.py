@@ -37,6 +37,12 @@ class FittedCost:
         seconds = self.cost.step_s(step.num_tokens, step.context_pairs)
         return seconds + self.per_request_s * step.num_requests
 
+    def scaled(self, factor: float) -> FittedCost:
+        """Returns the cost on a machine that takes that many times as long."""
+        cost = self.cost
+        line = (cost.fixed_s, cost.per_token_s, cost.per_context_token_s)
+        return FittedCost(StepCost(*(factor * part for part in line)), factor * self.per_request_s)
+
 
 def fit_step_cost(steps: Sequence[TimedStep]) -> FittedCost:
     """Returns the least squares fit; steps that took far longer than it says are left out.

@@ -303,7 +303,11 @@ def run_all(bench: Bench, cases: Sequence[Case], arms: Sequence[Arm], out: Path)
 
 
 def simulate_all(bench: Bench, out: Path) -> None:
-    """Runs what the engines ran through the simulator, as far as that was not done."""
+    """Runs what the engines ran through the simulator, as far as that was not done.
+
+    A pretended step takes what the line says, times what the steps of that very run took over it:
+    the machine's speed moves, and a line is not equally right for small and large batches.
+    """
     names = [field.name for field in fields(Case)]
     simulated = simulated_path(out)
     done = {(row["arm"], *(row[name] for name in names)) for row in read(simulated)}
@@ -312,7 +316,8 @@ def simulate_all(bench: Bench, out: Path) -> None:
         (arm,) = choose_arms([row["arm"]])
         if (arm.name, *astuple(case)) in done:
             continue
-        result = bench.simulate(case, arm, bench.cost)
+        cost = bench.cost.scaled(1 / (1 + row["step_time_error"]))
+        result = bench.simulate(case, arm, cost)
         line = {**asdict(case), "preset": row["preset"], "arm": arm.name, **result}
         with simulated.open("a") as file:
             file.write(json.dumps(line) + "\n")
