@@ -75,10 +75,11 @@ class Trace:
             self._step()
         self._step()
         for _ in range(3000):
-            if not self.num_bringing:
+            # vLLM waits for the copies of requests that were aborted, too.
+            if not self.num_loading:
                 break
             self._step()
-        assert not self.num_bringing, "a copy ahead of a turn never ends"
+        assert not self.num_loading, "a copy back never ends"
         assert not self.scheduler.has_unfinished_requests(), "requests are stuck"
         for name, num_tokens in self.open:
             request = self.engine.requests[name]
