@@ -116,6 +116,34 @@ def test_short_simulation_is_resumed_not_repeated(load: Any, tmp_path: Path) -> 
     assert out.with_suffix(".html").exists()
 
 
+def test_runs_of_another_window_are_not_mixed(load: Any, tmp_path: Path) -> None:
+    run = load("run")
+    files = {"known": tmp_path / "machine.json", "said": tmp_path / "said.json"}
+    cost = {"fixed_s": 0.006, "per_token_s": 1e-4, "per_context_token_s": 5e-8}
+    known = {"cost": cost, "per_request_s": 3e-4, "time_scale": 0.05, "capacity": {"trace": 4.0}}
+    files["known"].write_text(json.dumps(known | {"window_s": 16.0}))
+    run.Bench("", window_s=16.0, tokens=4.0, **files).calibrate(["trace"])
+    with pytest.raises(SystemExit, match="--window 16, not 60: give the same one"):
+        run.Bench("", window_s=60.0, tokens=4.0, **files).calibrate(["trace"])
+
+
+def test_simulation_in_place_of_engines_is_resumed(load: Any, tmp_path: Path) -> None:
+    run, arms = load("run"), load("arms")
+    files = {"known": tmp_path / "machine.json", "said": tmp_path / "said.json"}
+    bench = run.Bench("", window_s=4.0, tokens=8.0, **files)
+    bench.cost = run.FittedCost(run.StepCost(0.006, 1e-4, 5e-8), 3e-4)
+    bench.time_scale, bench.capacity = 0.05, {"trace": 4.0}
+    case, out = run.Case("trace", 1.0, 0), tmp_path / "simulated.jsonl"
+    runs = [(case, arm, bench.cost) for arm in arms.choose_arms(["our order only", "ours"])]
+    run.simulate_all(bench, runs[:1], out)
+    run.simulate_all(bench, runs, out)
+    rows = [json.loads(line) for line in out.read_text().splitlines()]
+    assert [(row["arm"], row["preset"]) for row in rows] == [
+        ("our order only", "cpu"),
+        ("ours", "cpu"),
+    ]
+
+
 def test_unknown_arm_is_named(load: Any) -> None:
     with pytest.raises(ValueError, match="no arm \\['nonsense'\\]"):
         load("arms").choose_arms(["nonsense"])

@@ -10,8 +10,8 @@ one by one, as copies go on beside the steps. A tiny Llama with random weights s
 lengths, pauses and pool are scaled so that a pause weighs against computing a context again as on
 the paper's machine. --out gets a line of JSON a run, from which the tables are made; a second call
 continues it, with the step's time and the capacity that the first one found. After the engines the
-same sessions run through the simulator, with that time; --simulate never puts that off, and
---simulate only makes up for it.
+same sessions run through the simulator, with the time that their steps took; --simulate never puts
+that off, --simulate only makes up for it, and --simulate instead runs no engines at all.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ import logging
 import math
 import os
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, astuple, dataclass, fields, replace
 from pathlib import Path
@@ -71,6 +71,11 @@ class Case:
     seed: int
     pool_contexts: int = 16
 
+    @property
+    def preset(self) -> str:
+        """What the tables call it."""
+        return "cpu" if self.pool_contexts == 16 else "cpu, idle memory"
+
 
 class Bench:
     """Real engines, and what they were found to be able to do.
@@ -105,6 +110,11 @@ class Bench:
         """
         if self.known.exists():
             known = json.loads(self.known.read_text())
+            if (window_s := known.get("window_s", self.window_s)) != self.window_s:
+                raise SystemExit(
+                    f"{self.known} is of runs with --window {window_s:g}, not {self.window_s:g}: "
+                    "give the same one, or another --out."
+                )
             self.cost = FittedCost(StepCost(**known["cost"]), known["per_request_s"])
             self.time_scale, self.capacity = known["time_scale"], known["capacity"]
         else:
@@ -116,6 +126,7 @@ class Bench:
             **asdict(self.cost),
             "time_scale": self.time_scale,
             "capacity": self.capacity,
+            "window_s": self.window_s,
         }
         self.known.write_text(json.dumps(known))
 
@@ -292,7 +303,7 @@ def run_all(bench: Bench, cases: Sequence[Case], arms: Sequence[Arm], out: Path)
             for arm, result in bench.run(case, some):
                 row = {
                     **asdict(case),
-                    "preset": "cpu" if case.pool_contexts == 16 else "cpu, idle memory",
+                    "preset": case.preset,
                     "arm": arm.name,
                     "machine_load": os.getloadavg()[0],
                     **result,
@@ -302,24 +313,28 @@ def run_all(bench: Bench, cases: Sequence[Case], arms: Sequence[Arm], out: Path)
                 print(f"{case} {arm.name}: {result['sessions_per_s']:.2f} sessions/s", flush=True)
 
 
-def simulate_all(bench: Bench, out: Path) -> None:
-    """Runs what the engines ran through the simulator, as far as that was not done.
+def measured(bench: Bench, out: Path) -> Iterator[tuple[Case, Arm, FittedCost]]:
+    """Yields what the engines ran, and what a step of each run cost.
 
-    A pretended step takes what the line says, times what the steps of that very run took over it:
-    the machine's speed moves, and a line is not equally right for small and large batches.
+    That is what the line says, times what the steps of that very run took over it: the machine's
+    speed moves, and a line is not equally right for small and large batches.
     """
-    names = [field.name for field in fields(Case)]
-    simulated = simulated_path(out)
-    done = {(row["arm"], *(row[name] for name in names)) for row in read(simulated)}
     for row in read(out):
-        case = Case(**{name: row[name] for name in names})
+        case = Case(**{field.name: row[field.name] for field in fields(Case)})
         (arm,) = choose_arms([row["arm"]])
+        yield case, arm, bench.cost.scaled(1 / (1 + row["step_time_error"]))
+
+
+def simulate_all(bench: Bench, runs: Iterable[tuple[Case, Arm, FittedCost]], out: Path) -> None:
+    """Runs through the simulator what it has not run yet."""
+    names = [field.name for field in fields(Case)]
+    done = {(row["arm"], *(row[name] for name in names)) for row in read(out)}
+    for case, arm, cost in runs:
         if (arm.name, *astuple(case)) in done:
             continue
-        cost = bench.cost.scaled(1 / (1 + row["step_time_error"]))
         result = bench.simulate(case, arm, cost)
-        line = {**asdict(case), "preset": row["preset"], "arm": arm.name, **result}
-        with simulated.open("a") as file:
+        line = {**asdict(case), "preset": case.preset, "arm": arm.name, **result}
+        with out.open("a") as file:
             file.write(json.dumps(line) + "\n")
 
 
@@ -333,7 +348,12 @@ def main() -> None:
     parser.add_argument("--window", type=float, help="seconds in which sessions arrive")
     parser.add_argument("--idle", type=int, help="seeds that also run with memory for everyone")
     parser.add_argument("--tokens", type=float, default=4.0, help="real tokens of one token")
-    parser.add_argument("--simulate", choices=["after", "never", "only"], default="after")
+    parser.add_argument(
+        "--simulate",
+        choices=["after", "never", "only", "instead"],
+        default="after",
+        help="after the engines; only what they ran before; or instead of them, at the fitted cost",
+    )
     parser.add_argument("--out", type=Path, default=Path("kv_retention_cpu.jsonl"))
     options = parser.parse_args()
     logging.disable(logging.WARNING)
@@ -356,10 +376,17 @@ def main() -> None:
         print(f"step {bench.cost}, pauses x {bench.time_scale:.3f}, capacity {bench.capacity}")
         num_idle = (1 if is_quick else 2) if options.idle is None else options.idle
         cases = make_cases(mixes=mixes, loads=loads, seeds=seeds, num_idle=num_idle)
+        simulated = simulated_path(options.out)
+        if options.simulate == "instead":
+            simulate_all(
+                bench, ((case, arm, bench.cost) for case in cases for arm in arms), simulated
+            )
+            print(write_results(simulated))
+            return
         if options.simulate != "only":
             run_all(bench, cases, arms, options.out)
         if options.simulate != "never":
-            simulate_all(bench, options.out)
+            simulate_all(bench, measured(bench, options.out), simulated)
     print(write_results(options.out))
 
 
