@@ -132,7 +132,9 @@ class LeastWaste:
     Source: the comparison of InferCept, with what it leaves out: memory costs nothing while
     nobody lacks it, blocks shared with others cost nothing, a context that vLLM would not
     have reused in time risks nothing, neither does a session that will not come back, and a
-    context that was let go has to wait for room before it can be computed again.
+    context that was let go has to wait for room before it can be computed again. That wait
+    counts no higher than the computing: with no limit, what is held makes others wait, and
+    their waits make more be held.
 
     Args:
         hysteresis: a held session is let go only if holding wastes this much more.
@@ -184,5 +186,4 @@ class LeastWaste:
         waste = recompute_waste(again, load.running_tokens, load.chunk_tokens, load.cost)
         # Room for what others hold as well is there already.
         queueing = load.admission_wait_s * session.exclusive_tokens * session.survival_ratio
-        # With no limit, what is held makes others queue, and their queueing makes more be held.
         return session.return_probability * (waste + min(queueing, waste))
