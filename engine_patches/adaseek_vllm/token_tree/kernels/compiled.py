@@ -24,11 +24,12 @@ __all__ = ["CompiledKernel", "compiled_kernel"]
 
 _logger = logging.getLogger(__name__)
 _SOURCES = Path(__file__).parent
-# Masked scores are infinities, so these must stay what they are. OpenMP's own library is not
-# linked: torch has loaded one, and two of them would keep two pools of threads.
+# Masked scores are infinities, so these must stay what they are, and sums keep their order, or
+# rounding would not be vLLM's. OpenMP's own library is not linked: torch has loaded one, and two of
+# them would keep two pools of threads.
 _FLAGS = (
     *("-O3", "-march=native", "-mprefer-vector-width=512", "-fopenmp"),
-    *("-ffast-math", "-fno-finite-math-only"),
+    *("-ffast-math", "-fno-finite-math-only", "-fno-associative-math"),
 )
 _CPU_INFO = Path("/proc/cpuinfo")
 

@@ -118,15 +118,14 @@ inline float maximum(const float* row, int64_t width) {
   return maximum_of(highest);
 }
 
-// Writes e ** (factor * row - highest) of a tile's row, and returns the sum.
-inline float exponentiate(const float* row, int64_t width, float factor, float highest,
-                          float* weights) {
+// Turns a tile's row into e ** (factor * row - highest), and returns the sum.
+inline float exponentiate(float* row, int64_t width, float factor, float highest) {
   constexpr float kLog2OfE = 1.44269504f;
   const Vec scale = filled(factor * kLog2OfE), shift = filled(highest * kLog2OfE);
   Vec sums{};
   for (int64_t i = 0; i < width; i += kLanes) {
     const Vec weight = power_of_two(load(row + i) * scale - shift);
-    store(weights + i, weight);
+    store(row + i, weight);
     sums += weight;
   }
   return sum_of(sums);

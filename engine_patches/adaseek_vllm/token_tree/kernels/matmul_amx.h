@@ -8,6 +8,7 @@
 
 #include <cstdint>
 #include <cstring>
+#include <limits>
 
 #include "matmul.h"
 
@@ -16,10 +17,11 @@ namespace {
 constexpr int64_t kQueries = 32;     // queries that are worked on at once
 constexpr int64_t kLongTile = 4096;  // tokens whose scores are: 512 KiB of them
 
-// While it lives, this thread's eight tiles have 16 rows of 64 bytes each.
+// While it lives, this thread's eight tiles have rows of 64 bytes: `rows` of them, or all 16 if the
+// tile is for a right operand.
 class MatrixUnits {
  public:
-  MatrixUnits() {
+  explicit MatrixUnits(int64_t rows) {
     struct alignas(64) {
       uint8_t palette = 1, start_row = 0, reserved[14] = {};
       uint16_t row_bytes[16] = {};
@@ -27,7 +29,7 @@ class MatrixUnits {
     } config;
     for (int tile = 0; tile < 8; ++tile) {
       config.row_bytes[tile] = 64;
-      config.rows[tile] = 16;
+      config.rows[tile] = static_cast<uint8_t>(tile < 6 ? rows : 16);
     }
     _tile_loadconfig(&config);
   }
@@ -103,27 +105,47 @@ inline void multiply_values_amx(const at::BFloat16* weights, int64_t weight_stri
   }
 }
 
-inline void to_bfloat16(Vec first, Vec second, at::BFloat16* to) {
-  __m512 low, high;
-  std::memcpy(&low, &first, sizeof(low));
-  std::memcpy(&high, &second, sizeof(high));
-  const __m512bh packed = _mm512_cvtne2ps_pbh(high, low);
-  std::memcpy(to, &packed, sizeof(packed));
+// What follows is what vLLM's kernel computes, operation by operation: rounding is the same.
+
+// Multiplies a row of scores by `factor`, and returns the highest.
+inline float scale_amx(float* row, int64_t width, float factor) {
+  __m512 highest = _mm512_set1_ps(-std::numeric_limits<float>::infinity());
+  for (int64_t i = 0; i < width; i += kLanes) {
+    const __m512 scaled = _mm512_loadu_ps(row + i) * _mm512_set1_ps(factor);
+    _mm512_storeu_ps(row + i, scaled);
+    highest = _mm512_max_ps(highest, scaled);
+  }
+  return _mm512_reduce_max_ps(highest);
 }
 
-// The same as for float weights, rounded; the sum is of the exact ones.
-inline float exponentiate(const float* row, int64_t width, float factor, float highest,
-                          at::BFloat16* weights) {
-  constexpr float kLog2OfE = 1.44269504f;
-  Vec sums{};
-  for (int64_t i = 0; i < width; i += 2 * kLanes) {
-    const Vec first = power_of_two((load(row + i) * factor - highest) * kLog2OfE);
-    const Vec second = power_of_two((load(row + i + kLanes) * factor - highest) * kLog2OfE);
-    sums += first;
-    sums += second;
-    to_bfloat16(first, second, weights + i);
+// e ** x for x <= 0 with a relative error below 1e-6; 0 for what is below the least normal float.
+inline __m512 exponential(__m512 x) {
+  constexpr float kLog2OfE = 1.44269504f, kLn2 = 0.693147182f, kLowest = -87.3365479f;
+  const __mmask16 counts = _mm512_cmp_ps_mask(x, _mm512_set1_ps(kLowest), _CMP_GE_OS);
+  x = _mm512_max_ps(x, _mm512_set1_ps(kLowest));
+  const __m512 nearest = _mm512_fmadd_ps(x, _mm512_set1_ps(kLog2OfE), _mm512_set1_ps(0.5f));
+  const __m512 whole = _mm512_floor_ps(nearest);
+  const __m512 rest = _mm512_fnmadd_ps(whole, _mm512_set1_ps(kLn2), x);
+  __m512 sum = _mm512_set1_ps(0.00828929059f);
+  for (const float next : {0.0418978221f, 0.166676521f, 0.499991506f, 0.999999701f, 1.0f}) {
+    sum = _mm512_fmadd_ps(rest, sum, _mm512_set1_ps(next));
   }
-  return sum_of(sums);
+  return _mm512_maskz_scalef_ps(counts, sum, whole);
+}
+
+// Writes e ** (row - highest), rounded; returns the sum of the exact ones.
+inline float exponentiate_amx(const float* row, int64_t width, float highest,
+                              at::BFloat16* weights) {
+  __m512 sums = _mm512_setzero_ps();
+  for (int64_t i = 0; i < width; i += 2 * kLanes) {
+    const __m512 first = exponential(_mm512_loadu_ps(row + i) - _mm512_set1_ps(highest));
+    const __m512 second = exponential(_mm512_loadu_ps(row + i + kLanes) - _mm512_set1_ps(highest));
+    sums = sums + first;
+    sums = sums + second;
+    const __m512bh packed = _mm512_cvtne2ps_pbh(second, first);
+    std::memcpy(weights + i, &packed, sizeof(packed));
+  }
+  return _mm512_reduce_add_ps(sums);
 }
 
 }  // namespace

@@ -25,6 +25,7 @@
 #include <memory>
 #include <numeric>
 #include <type_traits>
+#include <utility>
 #include <vector>
 
 #include "matmul.h"
@@ -102,37 +103,38 @@ void hide(const Shape& s, const Tree& t, int64_t row, int64_t first_token, int64
   std::fill(scores + end, scores + width, kNever);
 }
 
-// Turns the first `width` of a tile's scores [queries, stride] into weights, and rescales what was
-// summed up before.
-template <typename Weight>
-void update_softmax(const Shape& s, const Tree& t, int64_t first_query, int64_t last_query,
-                    int64_t first_token, int64_t width, int64_t stride, float* scores,
-                    Weight* weights, Partial& partial) {
+void cap(const Shape& s, int64_t width, float* scores) {
+  for (int64_t i = 0; i < width; ++i) {
+    scores[i] = s.softcap * std::tanh(scores[i] * s.scale / s.softcap);
+  }
+}
+
+// Makes what was summed up for a query relative to a new highest score.
+void raise_highest(const Shape& s, int64_t q, float highest, Partial& partial) {
+  const float before = std::exchange(partial.highest[q], highest);
+  if (before == kNever || before == highest) return;
+  const float rescale = std::exp(before - highest);
+  partial.sum[q] *= rescale;
+  float* summed = partial.output.data() + q * s.size;
+  for (int64_t d = 0; d < s.size; ++d) summed[d] *= rescale;
+}
+
+// Turns the first `width` of a tile's scores [m, kTile] into weights, in place.
+void update_softmax(const Shape& s, const Tree& t, int64_t first_token, int64_t width,
+                    float* scores, Partial& partial) {
   const bool all_seen = s.window <= 0 && first_token + width <= t.num_context;
   const float factor = s.softcap > 0 ? 1.0f : s.scale;
-  for (int64_t q = first_query; q < last_query; ++q) {
-    float* row = scores + (q - first_query) * stride;
-    Weight* weight = weights + (q - first_query) * stride;
-    if (s.softcap > 0) {
-      for (int64_t i = 0; i < width; ++i) {
-        row[i] = s.softcap * std::tanh(row[i] * s.scale / s.softcap);
-      }
-    }
+  for (int64_t q = 0; q < t.num_rows * s.groups(); ++q) {
+    float* row = scores + q * kTile;
+    if (s.softcap > 0) cap(s, width, row);
     if (!all_seen) hide(s, t, q / s.groups(), first_token, width, row);
-    const float before = partial.highest[q];
-    const float highest = std::max(before, maximum(row, width) * factor);
+    const float highest = std::max(partial.highest[q], maximum(row, width) * factor);
     if (highest == kNever) {
-      std::fill_n(weight, width, Weight(0.0f));
+      std::fill_n(row, width, 0.0f);
       continue;
     }
-    partial.highest[q] = highest;
-    const float rescale = before == kNever ? 1.0f : std::exp(before - highest);
-    partial.sum[q] = partial.sum[q] * rescale +
-                     exponentiate(row, width, factor, highest, weight);
-    if (rescale != 1.0f) {
-      float* summed = partial.output.data() + q * s.size;
-      for (int64_t d = 0; d < s.size; ++d) summed[d] *= rescale;
-    }
+    raise_highest(s, q, highest, partial);
+    partial.sum[q] += exponentiate(row, width, factor, highest);
   }
 }
 
@@ -172,7 +174,7 @@ void attend_plain(const Shape& s, const Tree& t, const Item& item, const T* quer
     const int64_t width = (count + kRun - 1) / kRun * kRun;
     multiply<false>(queries.get(), s.size, tile.get(), kTile, scores.get(), kTile, m, width,
                     s.size);
-    update_softmax(s, t, 0, m, token, width, kTile, scores.get(), scores.get(), partial);
+    update_softmax(s, t, token, width, scores.get(), partial);
     for (int64_t run = 0; run < count; run += kRun) {
       const T* values = block_of(s, t, cache, item.head, token + run) +
                         s.block_size * s.size + (token + run) % s.block_size * s.size;
@@ -187,44 +189,166 @@ void attend_plain(const Shape& s, const Tree& t, const Item& item, const T* quer
 }
 
 #if defined(__AMX_BF16__) && defined(__AVX512BF16__)
-// AMX layout: the matrix units read keys and values where they are. Weights are rounded, so they
-// are made as vLLM's kernel makes them: relative to the highest score of all tokens, not of those
-// so far. A tree's row then is as plain decoding has it, to a few roundings.
+// AMX layout: the matrix units read keys and values where they are.
+//
+// Rounding is vLLM's own, to the bit: a row is computed as plain decoding computes it, in the same
+// order of operations. What a tree changes is where a row's tokens lie. Scores are therefore drawn
+// together before the softmax, and a row off the first path (its number is not its depth) gets its
+// last values in a buffer of their own, one after another; in the common product it takes no part
+// from there on, since adding nothing changes nothing.
+bool is_off_first_path(const Tree& t, int64_t row) { return t.depths[row] != row; }
+
+// Some of an item's tokens, whose scores and weights are [queries, stride].
+struct Tile {
+  int64_t first_token, width, stride;
+  bool has_tree;
+};
+
+// Moves the scores of the tree tokens that a row sees to where a chain has them; hides the rest.
+void draw_together(const Shape& s, const Tree& t, int64_t row, const Tile& tile, float* scores) {
+  const uint64_t* words = t.words + row * s.num_words;
+  const float* of_tree = scores + t.num_context - tile.first_token;
+  float* end = scores + t.num_context - tile.first_token;
+  for (int64_t node = 0; node <= row; ++node) {
+    if (words[node / 64] >> (node % 64) & 1) *end++ = of_tree[node];
+  }
+  std::fill(end, scores + tile.width, kNever);
+}
+
+// Writes the values of the tokens that a row sees, from `first_token` on, as a block of `width`
+// slots has them. Returns how many tokens they are.
+int64_t gather_values(const Shape& s, const Tree& t, int64_t row, int64_t head,
+                      int64_t first_token, const at::BFloat16* cache, int64_t width,
+                      at::BFloat16* values) {
+  const uint64_t* words = t.words + row * s.num_words;
+  int64_t count = 0;
+  const auto add = [&](int64_t token) {
+    const int64_t slot = token % s.block_size;
+    const at::BFloat16* from =
+        block_of(s, t, cache, head, token) + s.block_size * s.size + slot / 2 * 32 + slot % 2;
+    at::BFloat16* to = values + count / 2 * 32 + count % 2;
+    for (int64_t d = 0; d < s.size; d += 16) {
+      for (int64_t i = 0; i < 32; i += 2) to[i] = from[i];
+      from += 16 * s.block_size;
+      to += 16 * width;
+    }
+    ++count;
+  };
+  for (int64_t token = first_token; token < t.num_context; ++token) add(token);
+  for (int64_t node = 0; node <= row; ++node) {
+    if (words[node / 64] >> (node % 64) & 1) add(t.num_context + node);
+  }
+  return count;
+}
+
+// Adds the values from `first_token` on of each row off the first path.
+//   weights: [m, width].
+void add_own_values(const Shape& s, const Tree& t, const Item& item, int64_t first_token,
+                    const at::BFloat16* cache, const at::BFloat16* weights, int64_t width,
+                    Partial& partial) {
+  const int64_t groups = s.groups();
+  std::vector<at::BFloat16> values(width * s.size);
+  std::vector<const at::BFloat16*> runs;
+  for (int64_t slot = 0; slot < width; slot += kRun) runs.push_back(values.data() + slot * 16);
+  for (int64_t first = 0; first < groups; first += 16) {
+    const MatrixUnits units(std::min<int64_t>(16, groups - first));
+    for (int64_t row = 0; row < t.num_rows; ++row) {
+      if (!is_off_first_path(t, row)) continue;
+      const int64_t count = gather_values(s, t, row, item.head, first_token, cache, width,
+                                          values.data());
+      const int64_t q = row * groups + first;
+      multiply_values_amx(weights + q * width, width, runs.data(), (count + kRun - 1) / kRun,
+                          16 * width, partial.output.data() + q * s.size, s.size, false);
+    }
+  }
+}
+
+// Turns the scores of some queries into weights.
+void update_softmax_amx(const Shape& s, const Tree& t, const Tile& tile, int64_t first_query,
+                        int64_t last_query, float* scores, at::BFloat16* weights,
+                        Partial& partial) {
+  const float factor = s.softcap > 0 ? 1.0f : s.scale;
+  for (int64_t q = first_query; q < last_query; ++q) {
+    const int64_t row = q / s.groups();
+    if (s.softcap > 0) cap(s, tile.width, scores);
+    if (tile.has_tree) draw_together(s, t, row, tile, scores);
+    if (s.window > 0) {
+      const int64_t position = t.num_context + t.depths[row];
+      const int64_t num_hidden = position - s.window + 1 - tile.first_token;
+      std::fill_n(scores, std::clamp<int64_t>(num_hidden, 0, tile.width), kNever);
+    }
+    const float highest = std::max(partial.highest[q], scale_amx(scores, tile.width, factor));
+    if (highest == kNever) {
+      std::fill_n(weights, tile.width, at::BFloat16(0.0f));
+    } else {
+      raise_highest(s, q, highest, partial);
+      partial.sum[q] += exponentiate_amx(scores, tile.width, highest, weights);
+    }
+    scores += tile.stride;
+    weights += tile.stride;
+  }
+}
+
+// Takes the weights from `tail` on of the rows off the first path out, into `own` [m, width].
+void take_out(const Shape& s, const Tree& t, const Tile& tile, int64_t first_query,
+              int64_t last_query, int64_t tail, at::BFloat16* weights, at::BFloat16* own,
+              int64_t width) {
+  for (int64_t q = first_query; q < last_query; ++q) {
+    if (!is_off_first_path(t, q / s.groups())) continue;
+    at::BFloat16* from = weights + (q - first_query) * tile.stride + tail - tile.first_token;
+    std::copy_n(from, width, own + q * width);
+    std::fill_n(from, width, at::BFloat16(0.0f));
+  }
+}
+
 void attend_amx(const Shape& s, const Tree& t, const Item& item, const at::BFloat16* query,
                 const at::BFloat16* cache, Partial& partial) {
   const int64_t m = t.num_rows * s.groups();
   const int64_t padded = (m + 15) / 16 * 16;
-  const int64_t tokens = item.last_token - item.first_token;
-  const int64_t stride = std::min(kLongTile, (tokens + kRun - 1) / kRun * kRun);
+  const auto whole_runs = [](int64_t tokens) { return (tokens + kRun - 1) / kRun * kRun; };
+  const bool reaches_tree = item.last_token == t.num_tokens;
+  // From here on rows see different tokens. All of it is in the last tile.
+  const int64_t tail = reaches_tree ? t.num_context / kRun * kRun : item.last_token;
+  const int64_t tail_width = whole_runs(item.last_token - tail);
+  const int64_t stride = std::min(kLongTile, whole_runs(tail - item.first_token)) + tail_width;
   const auto queries = buffer<at::BFloat16>(padded * s.size);
   const auto weights = buffer<at::BFloat16>(kQueries * stride);
+  const auto own_weights = buffer<at::BFloat16>(m * tail_width);
   const auto scores = buffer<float>(kQueries * stride);
+  const auto values = buffer<const at::BFloat16*>(stride / kRun);
   partial.output.resize(padded * s.size, 0.0f);
   for (int64_t q = 0; q < m; ++q) {
     std::copy_n(query + (t.first_row + q / s.groups()) * s.query_stride +
                     query_at(s, item.head, q),
                 s.size, queries.get() + q * s.size);
   }
-  const MatrixUnits units;
-  const at::BFloat16* values[kLongTile / kRun];
-  for (int64_t q = 0; q < m; q += kQueries) {
-    const int64_t last = std::min(q + kQueries, m);
-    const bool two = q + 16 < m;
-    for (int64_t token = item.first_token; token < item.last_token; token += kLongTile) {
-      const int64_t count = std::min(kLongTile, item.last_token - token);
-      int64_t runs = 0;
-      for (; runs * kRun < count; ++runs) {
-        const int64_t first = token + runs * kRun, slot = first % s.block_size;
-        const at::BFloat16* block = block_of(s, t, cache, item.head, first);
-        values[runs] = block + s.block_size * s.size + slot * 16;
-        multiply_keys_amx(queries.get() + q * s.size, block + slot * s.size,
-                          scores.get() + runs * kRun, stride, s.size, two);
+  {
+    const MatrixUnits units(16);
+    for (int64_t q = 0; q < m; q += kQueries) {
+      const int64_t last = std::min(q + kQueries, m);
+      const bool two = q + 16 < m;
+      for (int64_t token = item.first_token, end; token < item.last_token; token = end) {
+        end = token + kLongTile < tail ? token + kLongTile : item.last_token;
+        const Tile tile{token, whole_runs(end - token), stride,
+                        reaches_tree && end == item.last_token};
+        for (int64_t at = 0; at < tile.width; at += kRun) {
+          const int64_t slot = (token + at) % s.block_size;
+          const at::BFloat16* block = block_of(s, t, cache, item.head, token + at);
+          values[at / kRun] = block + s.block_size * s.size + slot * 16;
+          multiply_keys_amx(queries.get() + q * s.size, block + slot * s.size, scores.get() + at,
+                            stride, s.size, two);
+        }
+        update_softmax_amx(s, t, tile, q, last, scores.get(), weights.get(), partial);
+        if (tile.has_tree) {
+          take_out(s, t, tile, q, last, tail, weights.get(), own_weights.get(), tail_width);
+        }
+        multiply_values_amx(weights.get(), stride, values.get(), tile.width / kRun,
+                            s.block_size * 16, partial.output.data() + q * s.size, s.size, two);
       }
-      update_softmax(s, t, q, last, token, runs * kRun, stride, scores.get(), weights.get(),
-                     partial);
-      multiply_values_amx(weights.get(), stride, values, runs, s.block_size * 16,
-                          partial.output.data() + q * s.size, s.size, two);
     }
+  }
+  if (reaches_tree) {
+    add_own_values(s, t, item, tail, cache, own_weights.get(), tail_width, partial);
   }
 }
 #endif
@@ -255,8 +379,10 @@ std::vector<Item> plan(const Shape& s, const std::vector<Tree>& trees) {
     const int64_t parts = std::max<int64_t>(1, std::min(wanted, tokens / kMinSplit));
     const int64_t length = ((tokens + parts - 1) / parts + kTile - 1) / kTile * kTile;
     for (int64_t head = 0; head < s.num_kv_heads; ++head) {
-      for (int64_t first = 0; first < tokens; first += length) {
-        items.push_back({static_cast<int64_t>(tree), head, first, std::min(first + length, tokens)});
+      for (int64_t first = 0, last; first < tokens; first = last) {
+        // What rows see differently stays together.
+        last = first + length > trees[tree].num_context ? tokens : first + length;
+        items.push_back({static_cast<int64_t>(tree), head, first, last});
       }
     }
   }
@@ -279,7 +405,8 @@ void write(const Shape& s, const Tree& t, int64_t head, const Partial* partials,
       sum += factor * partials[p].sum[q];
       for (int64_t d = 0; d < s.size; ++d) merged[d] += factor * part[d];
     }
-    const float share = 1.0f / sum;
+    // As vLLM's kernel does: in double precision, then rounded.
+    const float share = static_cast<float>(1.0 / sum);
     T* to = output + (t.first_row + q / s.groups()) * s.output_stride + query_at(s, head, q);
     for (int64_t d = 0; d < s.size; ++d) to[d] = rounded<T>(merged[d] * share);
   }
