@@ -204,61 +204,79 @@ struct Tile {
   bool has_tree;
 };
 
+// Calls `act` with each node of the tree, the root included, that a row sees.
+template <typename Act>
+void for_each_seen(const Shape& s, const Tree& t, int64_t row, Act act) {
+  const uint64_t* words = t.words + row * s.num_words;
+  for (int64_t word = 0; word < s.num_words; ++word) {
+    for (uint64_t bits = words[word]; bits != 0; bits &= bits - 1) {
+      act(64 * word + __builtin_ctzll(bits));
+    }
+  }
+}
+
 // Moves the scores of the tree tokens that a row sees to where a chain has them; hides the rest.
 void draw_together(const Shape& s, const Tree& t, int64_t row, const Tile& tile, float* scores) {
-  const uint64_t* words = t.words + row * s.num_words;
-  const float* of_tree = scores + t.num_context - tile.first_token;
-  float* end = scores + t.num_context - tile.first_token;
-  for (int64_t node = 0; node <= row; ++node) {
-    if (words[node / 64] >> (node % 64) & 1) *end++ = of_tree[node];
-  }
+  float* of_tree = scores + t.num_context - tile.first_token;
+  float* end = of_tree;
+  for_each_seen(s, t, row, [&](int64_t node) { *end++ = of_tree[node]; });
   std::fill(end, scores + tile.width, kNever);
 }
 
-// Writes the values of the tokens that a row sees, from `first_token` on, as a block of `width`
-// slots has them. Returns how many tokens they are.
-int64_t gather_values(const Shape& s, const Tree& t, int64_t row, int64_t head,
-                      int64_t first_token, const at::BFloat16* cache, int64_t width,
-                      at::BFloat16* values) {
-  const uint64_t* words = t.words + row * s.num_words;
-  int64_t count = 0;
-  const auto add = [&](int64_t token) {
-    const int64_t slot = token % s.block_size;
-    const at::BFloat16* from =
-        block_of(s, t, cache, head, token) + s.block_size * s.size + slot / 2 * 32 + slot % 2;
-    at::BFloat16* to = values + count / 2 * 32 + count % 2;
-    for (int64_t d = 0; d < s.size; d += 16) {
-      for (int64_t i = 0; i < 32; i += 2) to[i] = from[i];
-      from += 16 * s.block_size;
-      to += 16 * width;
-    }
-    ++count;
-  };
-  for (int64_t token = first_token; token < t.num_context; ++token) add(token);
-  for (int64_t node = 0; node <= row; ++node) {
-    if (words[node / 64] >> (node % 64) & 1) add(t.num_context + node);
+// Values of tokens, one after another, as a block of vLLM's has them.
+class Values {
+ public:
+  Values(const Shape& s, int64_t num_slots)
+      : shape_(s), num_slots_(num_slots), tokens_(num_slots, -1), values_(num_slots * s.size) {
+    for (int64_t slot = 0; slot < num_slots; slot += kRun) runs_.push_back(&values_[slot * 16]);
   }
-  return count;
-}
+
+  // Puts a token's values into a slot, unless they are there.
+  void put(int64_t slot, const Tree& t, int64_t head, int64_t token, const at::BFloat16* cache) {
+    if (std::exchange(tokens_[slot], token) == token) return;
+    const int64_t source = token % shape_.block_size;
+    const at::BFloat16* from = block_of(shape_, t, cache, head, token) +
+                               shape_.block_size * shape_.size + source / 2 * 32 + source % 2;
+    at::BFloat16* to = &values_[slot / 2 * 32 + slot % 2];
+    for (int64_t d = 0; d < shape_.size; d += 16) {
+      for (int64_t i = 0; i < 32; i += 2) to[i] = from[i];
+      from += 16 * shape_.block_size;
+      to += 16 * num_slots_;
+    }
+  }
+
+  const at::BFloat16* const* runs() const { return runs_.data(); }
+  int64_t stride() const { return 16 * num_slots_; }
+
+ private:
+  const Shape& shape_;
+  int64_t num_slots_;
+  std::vector<int64_t> tokens_;
+  std::vector<at::BFloat16> values_;
+  std::vector<const at::BFloat16*> runs_;
+};
 
 // Adds the values from `first_token` on of each row off the first path.
 //   weights: [m, width].
 void add_own_values(const Shape& s, const Tree& t, const Item& item, int64_t first_token,
                     const at::BFloat16* cache, const at::BFloat16* weights, int64_t width,
                     Partial& partial) {
-  const int64_t groups = s.groups();
-  std::vector<at::BFloat16> values(width * s.size);
-  std::vector<const at::BFloat16*> runs;
-  for (int64_t slot = 0; slot < width; slot += kRun) runs.push_back(values.data() + slot * 16);
+  const int64_t groups = s.groups(), first_slot = t.num_context - first_token;
+  Values values(s, width);
+  for (int64_t slot = 0; slot < first_slot; ++slot) {
+    values.put(slot, t, item.head, first_token + slot, cache);
+  }
   for (int64_t first = 0; first < groups; first += 16) {
     const MatrixUnits units(std::min<int64_t>(16, groups - first));
     for (int64_t row = 0; row < t.num_rows; ++row) {
       if (!is_off_first_path(t, row)) continue;
-      const int64_t count = gather_values(s, t, row, item.head, first_token, cache, width,
-                                          values.data());
+      int64_t slot = first_slot;
+      for_each_seen(s, t, row, [&](int64_t node) {
+        values.put(slot++, t, item.head, t.num_context + node, cache);
+      });
       const int64_t q = row * groups + first;
-      multiply_values_amx(weights + q * width, width, runs.data(), (count + kRun - 1) / kRun,
-                          16 * width, partial.output.data() + q * s.size, s.size, false);
+      multiply_values_amx(weights + q * width, width, values.runs(), (slot + kRun - 1) / kRun,
+                          values.stride(), partial.output.data() + q * s.size, s.size, false);
     }
   }
 }
