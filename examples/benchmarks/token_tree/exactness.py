@@ -23,7 +23,7 @@ import math
 import multiprocessing
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import cycle
 from pathlib import Path
 from typing import Any
@@ -90,10 +90,10 @@ def engine_arguments(arm: str, given: argparse.Namespace) -> dict[str, Any]:
     )
 
 
-def batches(num_prompts: int) -> Iterator[range]:
+def batches(num_prompts: int, sizes: Sequence[int]) -> Iterator[range]:
     """The prompts of each batch."""
     first = 0
-    for size in cycle(BATCHES):
+    for size in cycle(sizes):
         if first >= num_prompts:
             return
         yield range(first, min(first + size, num_prompts))
@@ -110,7 +110,7 @@ def answer(arm: str, path: Path, texts: list[list[int]], given: argparse.Namespa
     """Writes an arm's answers to all prompts that have none yet, a line for each batch."""
     deadline_s = time.monotonic() + 60 * given.minutes
     done = {record["index"] for record in records(path)}
-    todo = [batch for batch in batches(given.prompts) if batch[-1] not in done]
+    todo = [batch for batch in batches(given.prompts, given.batches) if batch[-1] not in done]
     if not todo:
         return
     import vllm
@@ -232,6 +232,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, help="Folder of the answers.")
     parser.add_argument("--prompts", type=int, default=200)
     parser.add_argument("--tokens", type=int, default=128)
+    parser.add_argument("--batches", type=int, nargs="+", default=BATCHES, help="Sizes, in turns.")
     parser.add_argument("--nodes", type=int, default=12)
     parser.add_argument("--mode", default="greedy", choices=["greedy", "seeded"])
     parser.add_argument("--arms", nargs="+", default=[STOCK, "sources", "scripted", "adversarial"])
