@@ -10,7 +10,7 @@ from adaseek_vllm.config import FeatureSettingsError, check_keys, read_mapping
 from adaseek_vllm.token_tree.drafts.config import DraftConfig, DraftError
 from adaseek_vllm.token_tree.recycling import RecyclingSource
 from adaseek_vllm.token_tree.sources import DraftSource
-from adaseek_vllm.token_tree.suffix import SuffixSource
+from adaseek_vllm.token_tree.suffix import PastSource, SuffixSource
 
 __all__ = ["FLAG", "MAX_NODES", "TreeSettings"]
 
@@ -19,6 +19,7 @@ MAX_NODES = 127
 """With the root 128 rows, two words of a tree mask."""
 SOURCES: Mapping[str, Callable[[], DraftSource]] = {
     "suffix": SuffixSource,
+    "past": PastSource,
     "recycling": RecyclingSource,
 }
 SHAPES = ("tree", "chain")
@@ -33,7 +34,8 @@ class TreeSettings:
         num_nodes: most drafted tokens per request and step; with the root they fill 32 rows, two
             tiles of a matrix unit.
         sources: where drafts come from: `suffix` looks the last tokens up in the request's own
-            text, `recycling` remembers what the target found likely after a token.
+            text, `past` in past answers, `recycling` remembers what the target found likely after a
+            token; the last two know of requests with the same cache salt only.
         drafts: directories of draft models made by `adaseek drafts train`, sources as well.
         shape: `chain` keeps the likeliest branch only, to see what branching gives.
         budget: `cost` drafts as much as pays at the measured price of a step's rows; `full` as
@@ -41,7 +43,7 @@ class TreeSettings:
     """
 
     num_nodes: int = 31
-    sources: tuple[str, ...] = ("suffix", "recycling")
+    sources: tuple[str, ...] = ("suffix", "past", "recycling")
     drafts: tuple[str, ...] = ()
     shape: str = "tree"
     budget: str = "cost"

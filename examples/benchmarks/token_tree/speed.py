@@ -8,6 +8,10 @@ fit in memory, and while one decodes the others stand still. The order of the ar
 prompt to prompt. A prompt is asked once of each arm, so no cache of past answers can help; prefix
 caching is on, as in vLLM. Sessions go on with what the first arm answered, in all arms.
 
+With `--batch B` at most B requests run at once, and each of the B places answers `--per-place`
+of them, one after another: a server has work for a place that is free, and one long answer does not
+decide what all the others cost.
+
 A run can be cut anywhere: units that the file has already are not run again.
 """
 
@@ -64,6 +68,7 @@ def engine_arguments(arm: str, given: argparse.Namespace) -> dict[str, Any]:
         "fixed-chain": {"budget": "full", "shape": "chain"},
         "dynamic": {},
         "suffix-only": {"sources": ["suffix"]},
+        "no-past": {"sources": ["suffix", "recycling"]},
         "recycling-only": {"sources": ["recycling"]},
         "trained": {"drafts": given.drafts},
     }
@@ -82,7 +87,7 @@ class Answered:
     texts: list[str]
     seconds: float
     first_s: float
-    """Until the last request had its first token."""
+    """Until as many requests as run at once had their first tokens."""
     num_steps: int
     stats: TreeStats
     """Empty unless the arm has trees."""
@@ -100,6 +105,7 @@ class Arm:
             share_weights(self.runner.model, donor.runner.model)
         self.num_steps, self._execute, self._number = 0, self.runner.execute_model, 0
         self.runner.execute_model = self._counted
+        self._num_places = given.batch
         self.stats = TreeStats()
         if (metrics := getattr(self.runner, "_metrics", None)) is not None:
             metrics.add = self._keep
@@ -113,7 +119,7 @@ class Arm:
         self.stats.merge(stats)
 
     def answer(self, prompts: list[list[int]], params: list[Any]) -> Answered:
-        """Answers all prompts as one batch."""
+        """Answers all prompts, as many at once as the engine may."""
         engine, outputs, first_s = self.llm.llm_engine, dict[str, Any](), 0.0
         self.num_steps, self.stats, began_s = 0, TreeStats(), time.perf_counter()
         ids = [str(self._number + at) for at in range(len(prompts))]
@@ -124,7 +130,7 @@ class Arm:
             # vLLM's n-gram drafts leave OpenMP with one thread (numba 0.65), for all arms here.
             set_num_threads(NUM_THREADS)
             for output in engine.step():
-                if output.request_id not in outputs:
+                if output.request_id not in outputs and len(outputs) < self._num_places:
                     first_s = time.perf_counter() - began_s
                 outputs[output.request_id] = output
         seconds = time.perf_counter() - began_s
@@ -220,8 +226,9 @@ def main() -> None:
         STOCK, "ngram:4", "draft:3", "chain:16", "fixed:8", "dynamic:16"])  # fmt: skip
     parser.add_argument("--workloads", nargs="+", default=list(WORKLOADS), choices=WORKLOADS)
     parser.add_argument("--batch", type=int, default=1)
+    parser.add_argument("--per-place", type=int, default=1, help="Requests of a place in a batch.")
     parser.add_argument("--temperature", type=float, default=0.0)
-    parser.add_argument("--units", type=int, default=4, help="Batches per workload.")
+    parser.add_argument("--units", type=int, default=4, help="Per workload and arm.")
     parser.add_argument("--first-unit", type=int, default=0)
     parser.add_argument("--tokens", type=int, default=128)
     parser.add_argument("--dtype", default="bfloat16")
@@ -241,7 +248,8 @@ def main() -> None:
     gc.freeze()
     for unit in range(given.first_unit, given.first_unit + given.units):
         for workload in given.workloads:
-            batch = tasks(workload, (unit + 1) * given.batch)[-given.batch :]
+            num_requests = given.batch * given.per_place
+            batch = tasks(workload, (unit + 1) * num_requests)[-num_requests:]
             key = (Path(given.model).name, given.dtype, workload, given.batch, given.temperature)
             if (*key, unit) in done:
                 continue

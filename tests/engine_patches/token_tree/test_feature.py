@@ -77,7 +77,7 @@ def test_settings_survive_the_way_to_the_workers() -> None:
         ({"num_nodes": 128}, "`num_nodes` is 128"),
         ({"num_nodes": True}, "`num_nodes` is True"),
         ({"num_nodes": "9"}, "`num_nodes` is '9'"),
-        ({"sources": []}, "`sources` is \\[\\], but must name some of 'suffix', 'recycling'"),
+        ({"sources": []}, "`sources` is \\[\\], but must name some of 'suffix', 'past', "),
         ({"sources": ["suffix", "suffix"]}, "each once"),
         ({"sources": ["eagle"]}, "'eagle'"),
         ({"sources": 3}, "`sources` is 3, but must be a list of names"),

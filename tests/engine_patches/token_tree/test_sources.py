@@ -6,7 +6,7 @@ import numpy as np
 from adaseek_vllm.token_tree.guesses import Guesses, grown
 from adaseek_vllm.token_tree.recycling import RecyclingSource
 from adaseek_vllm.token_tree.sources import DraftRequest, PathSource, VerifiedRows
-from adaseek_vllm.token_tree.suffix import SuffixSource
+from adaseek_vllm.token_tree.suffix import PastSource, SuffixSource
 
 
 def request(*tokens: int, name: str = "a", tenant: str = "") -> DraftRequest:
@@ -189,6 +189,58 @@ def test_suffix_learns_how_well_one_request_repeats_itself() -> None:
     (own,) = drafted(source, request(*tokens), 1).probabilities
     (unjudged,) = drafted(source, request(*tokens, name="b"), 1).probabilities
     assert own < 0.8 * unjudged
+
+
+def answered(source: PastSource, *tokens: int, name: str = "past", tenant: str = "") -> None:
+    """A request that was answered with the last token, after the others."""
+    drafted(source, request(*tokens, name=name, tenant=tenant), 9)
+    source.forget(name)
+
+
+def test_past_goes_on_as_an_earlier_answer_did() -> None:
+    source = PastSource()
+    drafted(source, request(1, 2, name="past"), 9)
+    drafted(source, request(1, 2, 3, 4, 5, name="past"), 9)
+    assert len(drafted(source, request(9, 1, 2), 9).tree) == 0
+    source.forget("past")
+    guesses = drafted(source, request(9, 1, 2), 9)
+    assert list(guesses.tree.paths()) == [(3,), (3, 4), (3, 4, 5)]
+
+
+def test_past_guesses_how_an_answer_begins() -> None:
+    """A chat's template ends every prompt alike."""
+    source = PastSource()
+    answered(source, 50, 7, 8, 100)
+    assert drafted(source, request(60, 7, 8), 1).tree.tokens == (100,)
+
+
+def test_past_does_not_go_on_from_one_answer_to_the_next() -> None:
+    source = PastSource()
+    for name, token in (("a", 1), ("b", 2)):
+        answered(source, token, name=name)
+    assert len(drafted(source, request(9, 1, name="c"), 9).tree) == 0
+
+
+def test_past_tells_no_tenant_what_another_was_told() -> None:
+    source = PastSource()
+    answered(source, 1, 2, 3, tenant="salt")
+    assert len(drafted(source, request(9, 1, 2), 9).tree) == 0
+    assert len(drafted(source, request(9, 1, 2, name="b", tenant="other"), 9).tree) == 0
+    assert drafted(source, request(9, 1, 2, name="c", tenant="salt"), 1).tree.tokens == (3,)
+
+
+def test_past_forgets_old_answers_and_the_tenant_that_asked_longest_ago() -> None:
+    source = PastSource()
+    answered(source, 1, 2, 3)
+    long = list(range(10_000, 10_000 + (1 << 13)))
+    for name in ("b", "c"):
+        drafted(source, request(0, name=name), 9)
+        answered(source, 0, *long, name=name)
+    assert len(drafted(source, request(1, 2), 9).tree) == 0
+    for number in range(32):
+        answered(source, 1, 2, 3, tenant=str(number))
+    assert len(drafted(source, request(15_000, 15_001), 9).tree) == 0
+    assert drafted(source, request(1, 2, name="b", tenant="31"), 1).tree.tokens == (3,)
 
 
 def test_number_of_guesses_is_bounded() -> None:
