@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Callable, Mapping
-from itertools import accumulate
+from collections.abc import Callable, Iterable, Mapping
 
 __all__ = ["StepCost", "measured_widths"]
 
@@ -57,7 +56,7 @@ class StepCost:
         if len(seconds) < 2:
             raise ValueError(f"`seconds` has {len(seconds)} widths, but a line needs two")
         self._widths = sorted(seconds)
-        self._costs = list(accumulate((seconds[width] for width in self._widths), max))
+        self._costs = _never_falling(seconds[width] for width in self._widths)
         self._reset()
 
     def observe(self, num_rows: int, seconds: float) -> None:
@@ -84,7 +83,7 @@ class StepCost:
         if self._current is None:
             own = zip(self._costs, self._factors, self._weights, strict=True)
             costs = [cost * factors / weight for cost, factors, weight in own]
-            self._current = list(accumulate(costs, max))
+            self._current = _never_falling(costs)
         return self._speed * self._between(self._current, num_rows)
 
     def _between(self, costs: list[float], num_rows: int) -> float:
@@ -96,6 +95,24 @@ class StepCost:
 
     def _nearest(self, num_rows: int) -> int:
         return min(range(len(self._widths)), key=lambda at: abs(self._widths[at] - num_rows))
+
+
+def _never_falling(costs: Iterable[float]) -> list[float]:
+    """Returns the costs nearest to the given ones, by squares, that never fall (isotonic
+    regression): a cost that is lower than the ones before it is averaged with them.
+
+    Were the ones before it kept, one disturbed measurement of a few rows would make all wider steps
+    look free.
+    """
+    pools = list[tuple[float, int]]()  # mean, number
+    for mean in costs:
+        num = 1
+        while pools and pools[-1][0] > mean:
+            before, others = pools.pop()
+            mean = (mean * num + before * others) / (num + others)
+            num += others
+        pools.append((mean, num))
+    return [mean for mean, num in pools for _ in range(num)]
 
 
 def measured_widths(max_rows: int, seconds: Callable[[int], float]) -> dict[int, float]:

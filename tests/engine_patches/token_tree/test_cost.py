@@ -74,6 +74,13 @@ def test_cost_is_positive_and_never_falls_whatever_was_measured() -> None:
     assert costs == sorted(costs)
 
 
+def test_a_disturbed_measurement_of_few_rows_does_not_make_more_rows_free() -> None:
+    cost = StepCost()
+    cost.measure({1: 0.29, 2: 0.24, 4: 0.26, 8: 0.23, 24: 0.285})
+    assert cost(1) == cost(8) == pytest.approx(0.255)
+    assert cost(24) == pytest.approx(0.285)
+
+
 def test_one_width_is_too_few() -> None:
     with pytest.raises(ValueError, match="needs two"):
         StepCost().measure({1: 0.1})
