@@ -174,10 +174,11 @@ class SuffixSource:
 
 
 class _Past:
-    """A tenant's last answers, the newest text first."""
+    """A tenant's last answers, the newest text first, and what looking them up is worth."""
 
     def __init__(self) -> None:
         self.texts = [_Text(), _Text()]
+        self.judge = _Judge()
 
     def add(self, answer: Iterable[int]) -> None:
         newest = self.texts[0]
@@ -214,7 +215,6 @@ class PastSource:
     def __init__(self) -> None:
         self._requests: dict[str, _Answer] = {}
         self._tenants: OrderedDict[str, _Past] = OrderedDict()
-        self._judge = _Judge()
 
     def begin(self, request: DraftRequest) -> Continue:
         """Returns a look-up of how past answers went on after a path's last tokens."""
@@ -226,10 +226,10 @@ class PastSource:
         new = request.tokens[known.num_read :].tolist()
         known.num_read += len(new)
         known.tokens += new
-        self._judge.learn(known.record, new)
-        texts, record = self._of(known.tenant).texts, known.record
+        past, record = self._of(known.tenant), known.record
+        past.judge.learn(record, new)
         last = tuple(known.tokens[-_MAX_MATCH:])
-        return lambda path: self._judge.after(record, path, texts, (*last, *path)[-_MAX_MATCH:])
+        return lambda path: past.judge.after(record, path, past.texts, (*last, *path)[-_MAX_MATCH:])
 
     def learn(self, rows: VerifiedRows) -> None:
         """Learns nothing: the texts are all there is."""

@@ -232,7 +232,10 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, help="Folder of the answers.")
     parser.add_argument("--prompts", type=int, default=200)
     parser.add_argument("--tokens", type=int, default=128)
-    parser.add_argument("--batches", type=int, nargs="+", default=BATCHES, help="Sizes, in turns.")
+    parser.add_argument(
+        "--batches", type=int, nargs="+", default=BATCHES,
+        help="Sizes, in turns. A folder has those of one setting.",
+    )  # fmt: skip
     parser.add_argument("--nodes", type=int, default=12)
     parser.add_argument("--mode", default="greedy", choices=["greedy", "seeded"])
     parser.add_argument("--arms", nargs="+", default=[STOCK, "sources", "scripted", "adversarial"])

@@ -5,8 +5,9 @@
 
 Every arm is an engine of its own with its own KV cache. They hold the same weights once, so all
 fit in memory, and while one decodes the others stand still. The order of the arms rotates from
-prompt to prompt. A prompt is asked once of each arm, so no cache of past answers can help; prefix
-caching is on, as in vLLM. Sessions go on with what the first arm answered, in all arms.
+prompt to prompt. A prompt is asked once of each arm, so that no past answer is the one that is
+wanted; what answers have in common helps, as it would in a server. Prefix caching is on, as in
+vLLM. Sessions go on with what the first arm answered, in all arms.
 
 With `--batch B` at most B requests run at once, and each of the B places answers `--per-place`
 of them, one after another: a server has work for a place that is free, and one long answer does not
@@ -170,7 +171,7 @@ def prompt_tokens(tokenizer: Any, task: Task, turn: int, answers: list[str]) -> 
 
 def unit_key(record: dict[str, Any]) -> tuple[Any, ...]:
     names = ("model", "dtype", "workload", "batch", "temperature", "unit")
-    return tuple(record[name] for name in names)
+    return (*(record[name] for name in names), record.get("per_place", 1))
 
 
 def run_unit(
@@ -198,6 +199,7 @@ def run_unit(
                     "dtype": given.dtype,
                     "workload": workload,
                     "batch": given.batch,
+                    "per_place": given.per_place,
                     "temperature": given.temperature,
                     "unit": unit,
                     "turn": turn,
@@ -251,7 +253,7 @@ def main() -> None:
             num_requests = given.batch * given.per_place
             batch = tasks(workload, (unit + 1) * num_requests)[-num_requests:]
             key = (Path(given.model).name, given.dtype, workload, given.batch, given.temperature)
-            if (*key, unit) in done:
+            if (*key, unit, given.per_place) in done:
                 continue
             if time.monotonic() - began_s > 60 * given.minutes:
                 print("stopped by --minutes; run it again to go on")

@@ -191,11 +191,12 @@ def main() -> None:
         for line in path.read_text().splitlines():
             record = json.loads(line)
             names = ("model", "dtype", "batch", "temperature")
-            groups[tuple(record[name] for name in names)].append(record)
-    for (model, dtype, batch, temperature), records in groups.items():
+            key = (*(record[name] for name in names), record.get("per_place", 1))
+            groups[key].append(record)
+    for (model, dtype, batch, temperature, per_place), records in groups.items():
         units = units_of(records)
-        print(f"\n{model}, {dtype}, batch {batch}, temperature {temperature}: speed over "
-              f"`{given.against}`\n")  # fmt: skip
+        print(f"\n{model}, {dtype}, batch {batch}, {per_place} requests a place, "
+              f"temperature {temperature}: speed over `{given.against}`\n")  # fmt: skip
         lines = [*table(units, given.against), "", *details(units)]
         if any(STOCK in told for told in units.values()):
             best = ", ".join(

@@ -229,6 +229,22 @@ def test_past_tells_no_tenant_what_another_was_told() -> None:
     assert drafted(source, request(9, 1, 2, name="c", tenant="salt"), 1).tree.tokens == (3,)
 
 
+def test_past_judges_its_guesses_for_each_tenant_alone() -> None:
+    source = PastSource()
+
+    def chance(name: str) -> float:
+        guesses = drafted(source, request(9, 1, 2, name=name, tenant="a"), 1)
+        return guesses.probabilities[0]
+
+    for tenant in ("a", "b"):
+        answered(source, 1, 2, 3, tenant=tenant)
+    before = chance("before")
+    for number in range(20):
+        drafted(source, request(9, 1, 2, name=str(number), tenant="b"), 1)
+        drafted(source, request(9, 1, 2, 77, name=str(number), tenant="b"), 1)
+    assert chance("after") == before
+
+
 def test_past_forgets_old_answers_and_the_tenant_that_asked_longest_ago() -> None:
     source = PastSource()
     answered(source, 1, 2, 3)
