@@ -26,7 +26,7 @@ from adaseek_vllm._compat.tree_attention import (
     model_obstacle,
     registered_backend,
 )
-from adaseek_vllm._compat.tree_sampling import narrowed
+from adaseek_vllm._compat.tree_sampling import is_for_whole_batches, is_plainly_greedy, narrowed
 from adaseek_vllm.config import FeatureSettingsError
 from adaseek_vllm.token_tree.kernels import Kernel, best_kernel
 from adaseek_vllm.token_tree.metrics import TreeMetrics
@@ -35,7 +35,7 @@ from adaseek_vllm.token_tree.sources import DraftRequest, VerifiedRows
 from adaseek_vllm.token_tree.stats import TreeStats
 from adaseek_vllm.token_tree.step import RequestTree, TreeStep, moves
 from adaseek_vllm.token_tree.tree import TreeTokens
-from adaseek_vllm.token_tree.verify import Verified, batch_walk
+from adaseek_vllm.token_tree.verify import Verified, batch_walk, greedy_walk
 
 # vLLM's classes are not followed by every type checker, hence the ignored subclassing below.
 __all__ = ["TreeModelRunner"]
@@ -181,27 +181,43 @@ class TreeModelRunner(GPUModelRunner):  # type: ignore[misc]
 
     def _walked(self, logits: torch.Tensor) -> tuple[SamplerOutput, list[Verified]]:
         """Returns what vLLM's sampler says along the trees, and which rows it went along."""
-        counts = [len(draft) + 1 for draft in self._drafts]
-        first_rows = np.cumsum([0, *counts[:-1]])
+        with self._step_stats.timed("walk"):
+            first_rows = np.cumsum([0, *(len(draft) + 1 for draft in self._drafts[:-1])])
+            if is_plainly_greedy(self, self.input_batch.sampling_metadata):
+                # vLLM's choice between equally likely tokens, too.
+                likeliest = self.sampler.greedy_sample(logits.to(torch.float32)).tolist()
+                verified = [
+                    greedy_walk(draft, likeliest[first : first + len(draft) + 1])
+                    for draft, first in zip(self._drafts, first_rows, strict=True)
+                ]
+                return _merged(verified, [], logits.device), verified
+            return self._sampled_walk(logits, first_rows)
+
+    def _sampled_walk(
+        self, logits: torch.Tensor, first_rows: NDArray[np.int64]
+    ) -> tuple[SamplerOutput, list[Verified]]:
+        """Walks with vLLM's sampler, which is asked for the rows of the paths only."""
+        metadata = self.input_batch.sampling_metadata
         taken: list[tuple[list[int], SamplerOutput]] = []
 
         def choose(
             requests: Sequence[int], rows: Sequence[int], paths: Sequence[Sequence[int]]
         ) -> list[int]:
-            metadata = self.input_batch.sampling_metadata
-            if taken:
-                metadata = narrowed(self, metadata, requests, paths)
             # Indexing copies, and the sampler works in place.
             sampled = self.sampler(
                 logits=logits[self._placed(first_rows[requests] + np.asarray(rows))],
-                sampling_metadata=metadata,
+                sampling_metadata=(
+                    narrowed(self, metadata, requests, paths) if taken else metadata
+                ),
             )
             taken.append((list(requests), sampled))
             return [token for (token,) in sampled.sampled_token_ids.tolist()]
 
-        with self._step_stats.timed("walk"):
-            verified = batch_walk(self._walkable_drafts(), choose)
-        return _merged(verified, taken), verified
+        drafts = self._drafts
+        if is_for_whole_batches(metadata):
+            drafts = [TreeTokens() for _ in drafts]
+        verified = batch_walk(drafts, choose)
+        return _merged(verified, taken, logits.device), verified
 
     def _count(self, verified: Sequence[Verified], *, num_rows: int) -> None:
         """Learns a step's cost, counts what it did, and logs now and then what was counted."""
@@ -250,14 +266,6 @@ class TreeModelRunner(GPUModelRunner):  # type: ignore[misc]
             said[[first, *(first + row for row in one.rows)]] = one.tokens
             first += len(draft) + 1
         return said
-
-    def _walkable_drafts(self) -> list[TreeTokens]:
-        """The step's drafts; none where vLLM's sampler cannot be asked for a part of the batch."""
-        metadata = self.input_batch.sampling_metadata
-        budgets = metadata.thinking_budget_state_holder
-        if metadata.logprob_token_ids or (budgets is not None and budgets.has_tracked_requests()):
-            return [TreeTokens() for _ in self._drafts]
-        return self._drafts
 
     def _move_accepted(self, verified: Sequence[Verified]) -> None:
         forward, self._forward = self._forward, None
@@ -331,17 +339,20 @@ def _as_tree(drafted: Sequence[int]) -> TreeTokens:
 
 
 def _merged(
-    verified: Sequence[Verified], taken: Sequence[tuple[list[int], SamplerOutput]]
+    verified: Sequence[Verified],
+    taken: Sequence[tuple[list[int], SamplerOutput]],
+    device: torch.device,
 ) -> SamplerOutput:
-    """Returns the walk's calls of the sampler as one output, padded to the longest path."""
-    num_columns = len(taken)
+    """Returns the walk as one output, padded to the longest path, with what calls of the sampler,
+    if there were any, say about its tokens."""
+    num_columns = max(len(one.tokens) for one in verified)
     tokens = torch.full((len(verified), num_columns), _NO_TOKEN, dtype=torch.int32)
     for request, one in enumerate(verified):
         tokens[request, : len(one.tokens)] = torch.tensor(one.tokens, dtype=torch.int32)
-    tokens = tokens.to(taken[0][1].sampled_token_ids.device)
+    tokens = tokens.to(device)
     parts = [output.logprobs_tensors for _, output in taken]
-    if parts[0] is None or num_columns == 1:
-        return SamplerOutput(sampled_token_ids=tokens, logprobs_tensors=parts[0])
+    if not parts or parts[0] is None or num_columns == 1:
+        return SamplerOutput(sampled_token_ids=tokens, logprobs_tensors=parts[0] if parts else None)
     # [requests * columns, ...], of which vLLM keeps the rows that have a token.
     places = [
         torch.tensor(requests, device=tokens.device) * num_columns + at

@@ -11,7 +11,30 @@ from vllm.v1.sample.logits_processor import LogitsProcessors
 from vllm.v1.sample.logits_processor.interface import BatchUpdate
 from vllm.v1.sample.metadata import SamplingMetadata
 
-__all__ = ["narrowed"]
+__all__ = ["is_for_whole_batches", "is_plainly_greedy", "narrowed"]
+
+
+def is_for_whole_batches(metadata: SamplingMetadata) -> bool:
+    """Whether vLLM's sampler cannot be asked for a part of the batch."""
+    budgets = metadata.thinking_budget_state_holder
+    has_budgets = budgets is not None and budgets.has_tracked_requests()
+    return bool(metadata.logprob_token_ids) or has_budgets
+
+
+def is_plainly_greedy(runner: Any, metadata: SamplingMetadata) -> bool:
+    """Whether every request's next token is the likeliest one, whatever was emitted before it.
+
+    All rows can then be asked at once, and vLLM's sampler need not copy those of the path.
+    """
+    return (
+        metadata.all_greedy
+        and metadata.no_penalties
+        and metadata.max_num_logprobs is None
+        and metadata.allowed_token_ids_mask is None
+        and not is_for_whole_batches(metadata)
+        and not metadata.bad_words_token_ids
+        and all(_has_min_tokens(runner.requests[name], ()) for name in runner.input_batch.req_ids)
+    )
 
 
 def narrowed(
@@ -69,16 +92,12 @@ def _processors(
 ) -> LogitsProcessors:
     """Returns new processors that know only `requests`, by vLLM's interface for processors."""
     states = [runner.requests[runner.input_batch.req_ids[request]] for request in requests]
-    outputs = [[*state.output_token_ids, *path] for state, path in zip(states, paths, strict=True)]
     # With drafts, vLLM has one processor only: the one of `min_tokens`.
-    if all(
-        len(output) >= state.sampling_params.min_tokens
-        for state, output in zip(states, outputs, strict=True)
-    ):
+    if all(_has_min_tokens(state, path) for state, path in zip(states, paths, strict=True)):
         return LogitsProcessors()
     added = [
-        (new, state.sampling_params, state.prompt_token_ids, output)
-        for new, (state, output) in enumerate(zip(states, outputs, strict=True))
+        (new, state.sampling_params, state.prompt_token_ids, [*state.output_token_ids, *path])
+        for new, (state, path) in enumerate(zip(states, paths, strict=True))
     ]
     update = BatchUpdate(batch_size=len(requests), removed=[], added=added, moved=[])
     processors = [
@@ -88,3 +107,9 @@ def _processors(
     for processor in processors:
         processor.update_state(update)
     return LogitsProcessors(processors)
+
+
+# A request's state in vLLM's model runner.
+def _has_min_tokens(state: Any, path: Sequence[int]) -> bool:
+    min_tokens: int = state.sampling_params.min_tokens
+    return len(state.output_token_ids) + len(path) >= min_tokens

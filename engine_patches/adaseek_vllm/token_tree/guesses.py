@@ -158,9 +158,10 @@ def _likeliest_first(guesses: Sequence[Guesses], max_nodes: int) -> list[tuple[f
 def _kept(tree: TokenTree, nodes: Iterable[int]) -> TreeTokens:
     """The tree of `nodes` alone, in their order."""
     new = {ROOT: ROOT}
+    all_tokens, all_parents = tree.tokens, tree.parents
     tokens, parents = list[int](), list[int]()
     for node in nodes:
         new[node] = len(tokens)
-        tokens.append(tree.tokens[node])
-        parents.append(new[tree.parents[node]])
+        tokens.append(all_tokens[node])
+        parents.append(new[all_parents[node]])
     return TreeTokens(tokens, parents)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -63,20 +63,19 @@ class TreeProposer:
         """Returns a tree for each request; an empty one while its prompt is still being read."""
         ready = [index for index, request in enumerate(requests) if request.num_new_tokens]
         guesses = self._guess([requests[index] for index in ready])
-        trees = selected(
-            guesses,
-            max_nodes=self.settings.num_nodes,
-            step_cost=self._cost_with_drafts if self.settings.budget == "cost" else _equal_cost,
-        )
+        by_cost = self.settings.budget == "cost"
+        step_cost = self._cost_with_drafts() if by_cost else _equal_cost
+        trees = selected(guesses, max_nodes=self.settings.num_nodes, step_cost=step_cost)
         drafts = [TreeTokens() for _ in requests]
         for index, tree in zip(ready, trees, strict=True):
             drafts[index] = tree
         return drafts
 
-    def _cost_with_drafts(self, num_rows: int) -> float:
-        """Cost of a step, drafting included: it is paid already, whatever is verified."""
+    def _cost_with_drafts(self) -> Callable[[int], float]:
+        """Cost of a step by its rows, drafting included: that is paid, whatever is verified."""
         batched = [source for source in self.sources if isinstance(source, BatchDraftSource)]
-        return self.step_cost(num_rows) + sum(source.spent_s for source in batched)
+        spent_s = sum(source.spent_s for source in batched)
+        return lambda num_rows: self.step_cost(num_rows) + spent_s
 
     def _guess(self, requests: Sequence[DraftRequest]) -> list[Guesses]:
         named = _named(self.sources)

@@ -169,6 +169,27 @@ def seeded(index: int) -> SamplingParams:
     return SamplingParams(**(defaults | {"seed": 100 + index} | features[index % len(features)]))
 
 
+GREEDY_FEATURES: tuple[dict[str, Any], ...] = (
+    {"repetition_penalty": 1.3, "frequency_penalty": 0.4},
+    {"min_tokens": 20, "stop_token_ids": list(range(3, 60))},
+    {"allowed_token_ids": list(range(3, 40))},
+    {"logprobs": 2},
+)
+"""What keeps greedy decoding from being the likeliest token of each row."""
+
+
+def greedy_with_features(engine: Engine) -> list[Any]:
+    """Batches that are all greedy and have one feature each."""
+    common: dict[str, Any] = {"temperature": 0, "max_tokens": 40, "detokenize": False}
+    return [
+        output
+        for number, feature in enumerate(GREEDY_FEATURES)
+        for output in engine.generate(
+            prompts(3, 8, seed=10 + number), SamplingParams(**common, **feature)
+        )
+    ]
+
+
 def scenarios(model: str) -> dict[str, Any]:
     """Runs everything; returns scenario -> result."""
     greedy_prompts, long_prompts = prompts(12, 9), prompts(6, 150, seed=1)
@@ -183,6 +204,7 @@ def scenarios(model: str) -> dict[str, Any]:
         "greedy one by one": lambda engine: [
             output for prompt in greedy_prompts for output in engine.generate([prompt], GREEDY)
         ],
+        "greedy with features": greedy_with_features,
         "seeded": lambda engine: engine.generate(prompts(21, 7, seed=2), seeds),
         "stop tokens": lambda engine: engine.generate(greedy_prompts, stopping),
         "longest sequence": lambda engine: engine.generate(prompts(3, 240, seed=4), to_the_end),

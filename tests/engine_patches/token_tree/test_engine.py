@@ -16,6 +16,7 @@ pytestmark = [pytest.mark.engine, pytest.mark.timeout(600)]
 SCENARIOS = (
     "greedy",
     "greedy one by one",
+    "greedy with features",
     "seeded",
     "stop tokens",
     "longest sequence",
