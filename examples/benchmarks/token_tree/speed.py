@@ -11,7 +11,8 @@ vLLM. Sessions go on with what the first arm answered, in all arms.
 
 With `--batch B` at most B requests run at once, and each of the B places answers `--per-place`
 of them, one after another: a server has work for a place that is free, and one long answer does not
-decide what all the others cost.
+decide what all the others cost. What was said until a place stayed empty is written down as well:
+that is what a server does that always has requests waiting.
 
 A run can be cut anywhere: units that the file has already are not run again.
 """
@@ -43,6 +44,9 @@ from workloads import WORKLOADS, Task, tasks
 set_num_threads, NUM_THREADS = torch.set_num_threads, torch.get_num_threads()
 BLOCKS_PER_REQUEST = 24
 MAX_MODEL_LEN = 2048
+NUM_TASKS = 500
+"""Of a workload; the last ones warm the arms up. What an arm learns of a request it has seen, or
+of several that are the same, would not be what it learns in a server."""
 STOCK = "none"
 
 
@@ -89,6 +93,10 @@ class Answered:
     seconds: float
     first_s: float
     """Until as many requests as run at once had their first tokens."""
+    busy_s: float
+    """Until a place stayed empty."""
+    busy_tokens: int
+    """Said until then."""
     num_steps: int
     stats: TreeStats
     """Empty unless the arm has trees."""
@@ -121,7 +129,8 @@ class Arm:
 
     def answer(self, prompts: list[list[int]], params: list[Any]) -> Answered:
         """Answers all prompts, as many at once as the engine may."""
-        engine, outputs, first_s = self.llm.llm_engine, dict[str, Any](), 0.0
+        engine, outputs, first_s, busy_s = self.llm.llm_engine, dict[str, Any](), 0.0, 0.0
+        busy_tokens = 0
         self.num_steps, self.stats, began_s = 0, TreeStats(), time.perf_counter()
         ids = [str(self._number + at) for at in range(len(prompts))]
         self._number += len(prompts)
@@ -134,11 +143,16 @@ class Arm:
                 if output.request_id not in outputs and len(outputs) < self._num_places:
                     first_s = time.perf_counter() - began_s
                 outputs[output.request_id] = output
+            if not busy_s and engine.get_num_unfinished_requests() < self._num_places:
+                busy_s = time.perf_counter() - began_s
+                busy_tokens = sum(len(one.outputs[0].token_ids) for one in outputs.values())
         seconds = time.perf_counter() - began_s
         found = [outputs[name].outputs[0] for name in ids]
         tokens = [list(one.token_ids) for one in found]
         texts = [one.text for one in found]
-        return Answered(tokens, texts, seconds, first_s, self.num_steps, self.stats)
+        return Answered(
+            tokens, texts, seconds, first_s, busy_s, busy_tokens, self.num_steps, self.stats
+        )
 
 
 def share_weights(model: torch.nn.Module, donor: torch.nn.Module) -> None:
@@ -206,6 +220,8 @@ def run_unit(
                     "arm": name,
                     "seconds": round(one.seconds, 4),
                     "first_s": round(one.first_s, 4),
+                    "busy_s": round(one.busy_s, 4),
+                    "busy_tokens": one.busy_tokens,
                     "steps": one.num_steps,
                     "prompt_tokens": [len(prompt) for prompt in prompts],
                     "tokens": one.tokens,
@@ -245,8 +261,10 @@ def main() -> None:
         # Process-wide and done; vLLM 0.32 trips over numba's modules when it does it again.
         current_platform.register_triton_kernel_overrides = lambda: None
     warm_up = vllm.SamplingParams(temperature=0, max_tokens=16, ignore_eos=True)
+    others = tasks("completion", NUM_TASKS)[-given.batch :]
+    prompts = [prompt_tokens(arms[0].llm.get_tokenizer(), task, 0, []) for task in others]
     for arm in arms:
-        arm.answer([list(range(1000, 1200))] * given.batch, [warm_up] * given.batch)
+        arm.answer(prompts, [warm_up] * given.batch)
     gc.freeze()
     for unit in range(given.first_unit, given.first_unit + given.units):
         for workload in given.workloads:

@@ -3,7 +3,9 @@
     python tables.py runs.jsonl [--against none]
 
 A cell is the median over units of an arm's tokens per second over the other arm's, with the
-quartiles (of fewer than four units: the extremes); a unit's turns count as one. Geometric means
+quartiles (of fewer than four units: the extremes); a unit's turns count as one. In batches a
+second table counts only while all places were busy, as in a server that always has requests
+waiting: in the whole, one long answer at the end decides. Geometric means
 are over workloads, with the range that holds nine of ten means of units drawn again (bootstrap).
 `best stock` is, for each workload, the one of vLLM's own arms that is fastest there. `equal` counts
 completions that are token for token those of the arm `none`.
@@ -32,6 +34,8 @@ class Totals:
 
     seconds: float = 0.0
     tokens: int = 0
+    busy_s: float = 0.0
+    busy_tokens: int = 0
     decode_s: float = 0.0
     steps: int = 0
     nodes: int = 0
@@ -42,6 +46,8 @@ class Totals:
 
     def add(self, record: Mapping[str, Any]) -> None:
         self.seconds += record["seconds"]
+        self.busy_s += record.get("busy_s", 0.0)
+        self.busy_tokens += record.get("busy_tokens", 0)
         self.decode_s += record["seconds"] - record["first_s"]
         self.steps += record["steps"]
         self.tokens += sum(map(len, record["tokens"]))
@@ -52,7 +58,10 @@ class Totals:
         self.parts.update(record.get("parts", {}))
 
     def merge(self, other: Totals) -> None:
-        for name in ("seconds", "decode_s", "tokens", "steps", "nodes", "predicted", "cost_error"):
+        for name in (
+            *("seconds", "tokens", "busy_s", "busy_tokens", "decode_s", "steps"),
+            *("nodes", "predicted", "cost_error"),
+        ):
             setattr(self, name, getattr(self, name) + getattr(other, name))
         self.answers = self.answers + other.answers
         self.parts.update(other.parts)
@@ -78,6 +87,15 @@ def units_of(records: Iterable[Mapping[str, Any]]) -> Units:
     for record in records:
         found[record["workload"], record["unit"]][record["arm"]].add(record)
     return found
+
+
+def while_busy(units: Units) -> Units:
+    """Returns what was done while all places were busy, of the units that know."""
+    return {
+        unit: {arm: Totals(seconds=one.busy_s, tokens=one.busy_tokens) for arm, one in arms.items()}
+        for unit, arms in units.items()
+        if all(one.busy_s for one in arms.values())
+    }
 
 
 def best_stock(units: Units, workload: str) -> str:
@@ -181,6 +199,15 @@ def of_trees(total: Totals) -> str:
     return f"{total.nodes / total.steps:.1f} | {100 * error:.0f}% | {parts}"
 
 
+def over_best(units: Units) -> list[str]:
+    """Lines of a table against the best stock arm, if there is one."""
+    if not any(STOCK in told for told in units.values()):
+        return []
+    names = dict.fromkeys(name for name, _ in units)
+    best = ", ".join(f"{name}: {best_stock(units, name)}" for name in names)
+    return ["", f"Speed over the best stock arm ({best})", "", *table(units, BEST)]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("runs", type=Path, nargs="+")
@@ -197,13 +224,10 @@ def main() -> None:
         units = units_of(records)
         print(f"\n{model}, {dtype}, batch {batch}, {per_place} requests a place, "
               f"temperature {temperature}: speed over `{given.against}`\n")  # fmt: skip
-        lines = [*table(units, given.against), "", *details(units)]
-        if any(STOCK in told for told in units.values()):
-            best = ", ".join(
-                f"{name}: {best_stock(units, name)}"
-                for name in dict.fromkeys(name for name, _ in units)
-            )
-            lines += ["", f"Speed over the best stock arm ({best})", "", *table(units, BEST)]
+        lines = [*table(units, given.against), "", *details(units), *over_best(units)]
+        if batch > 1 and (busy := while_busy(units)):
+            lines += ["", "While all places are busy", "", *table(busy, given.against)]
+            lines += over_best(busy)
         print("\n".join(lines))
 
 
