@@ -250,10 +250,15 @@ class TreeModelRunner(GPUModelRunner):  # type: ignore[misc]
             previous.append(int(text[root - 1]) if root else _NO_TOKEN)
             previous += [rows[parent + 1] for parent in draft.parents]
             tenants += [self._tenants[self.input_batch.req_ids[index]]] * len(rows)
+        successors = self._kernel.top_tokens(logits, num_successors)
+        scores = logits.gather(1, successors).float()
+        # Where fewer tokens are possible, the first one is there again.
+        scores[:, 1:].masked_fill_(successors[:, 1:] == successors[:, :1], -torch.inf)
         return VerifiedRows(
             tokens=np.array(tokens),
             previous=np.array(previous),
-            successors=self._kernel.top_tokens(logits, num_successors).cpu().numpy(),
+            successors=successors.cpu().numpy(),
+            chances=scores.softmax(-1).cpu().numpy(),
             said=np.full(len(tokens), _NO_TOKEN),
             tenants=tenants,
         )

@@ -14,11 +14,16 @@ from adaseek_vllm.token_tree.sources import DraftRequest, VerifiedRows
 
 __all__ = ["RecyclingSource"]
 
-_MEMORY = 1.0 / 500.0
-"""Weight of one more row in the learned chances of the ranks."""
+_EDGES = np.array([0.02, 0.05, 0.1, 0.2, 0.35, 0.5, 0.65, 0.8, 0.9, 0.95, 0.98, 0.99, 0.997])
+"""Between the kinds of chances that are told apart."""
+_CENTRES = np.array([0.01, *(_EDGES[1:] + _EDGES[:-1]) / 2, 0.999])
+_MEMORY = 1.0 - 1.0 / 200.0
+"""What one more guess leaves of the weight of older ones of its kind."""
+_PRIOR = 4.0
+"""Guesses that what is assumed of a kind counts as."""
 _NUM_PAIRS = 1 << 17
 _MAX_TENANTS = 32
-"""Of 8 MiB each when full; the tenant that asked longest ago is forgotten."""
+"""Of 10 MiB each when full; the tenant that asked longest ago is forgotten."""
 _MULTIPLIERS = 0x9E3779B1, 0x85EBCA77
 """Odd and without a pattern, to spread keys over the slots."""
 
@@ -26,23 +31,29 @@ _MULTIPLIERS = 0x9E3779B1, 0x85EBCA77
 class _Memory:
     """Key -> the target's likeliest next tokens, the latest ones; a new key may displace one.
 
-    How often a remembered token of each rank comes true is learned on the way.
+    A successor's chance is what the target gave it then, as a kind (one of `_CENTRES`). How often
+    those of a kind come true is learned on the way.
     """
 
-    def __init__(self, num_slots: int, width: int, first_chance: float) -> None:
+    def __init__(self, num_slots: int, width: int, trust: float) -> None:
+        """Args:
+        trust: share of the chance then that is assumed to be left.
+        """
         self._keys: NDArray[np.int64] = np.full(num_slots, -1, dtype=np.int64)
         self._tokens: NDArray[np.int32] = np.zeros((num_slots, width), dtype=np.int32)
-        self.chances: NDArray[np.float64] = np.array(
-            [first_chance * 0.5**rank for rank in range(width)]
-        )
+        self._kinds: NDArray[np.uint8] = np.zeros((num_slots, width), dtype=np.uint8)
+        self._hits = _PRIOR * trust * _CENTRES
+        self._seen = np.full(len(_CENTRES), _PRIOR)
+        self._worth: list[float] = (self._hits / self._seen).tolist()
 
-    def find(self, key: int) -> list[int] | None:
-        """Returns the tokens after a key, if they are known."""
+    def find(self, key: int) -> list[tuple[int, float]] | None:
+        """Returns the tokens after a key with their chances, if they are known."""
         slot = _slots(key, len(self._keys))
         if self._keys[slot] != key:
             return None
-        tokens: list[int] = self._tokens[slot].tolist()
-        return tokens
+        worth = self._worth
+        pairs = zip(self._tokens[slot].tolist(), self._kinds[slot].tolist(), strict=True)
+        return [(token, worth[kind]) for token, kind in pairs]
 
     def knows(self, keys: NDArray[np.int64]) -> NDArray[np.bool_]:
         """Which keys are remembered, [keys]."""
@@ -51,52 +62,58 @@ class _Memory:
 
     def judge(self, keys: NDArray[np.int64], said: NDArray[np.int64]) -> None:
         """Learns how well the tokens of known keys foretold what was said."""
-        for hits in self._tokens[_slots(keys, len(self._keys))] == said[:, None]:
-            self.chances += _MEMORY * (hits - self.chances)
+        slots = _slots(keys, len(self._keys))
+        hits = self._tokens[slots] == said[:, None]
+        # A token that is there twice came true once.
+        hits[:, 1:] &= ~hits[:, :1]
+        kinds = self._kinds[slots].ravel()
+        seen = np.bincount(kinds, minlength=len(_CENTRES))
+        self._hits = self._hits * _MEMORY**seen + np.bincount(kinds, hits.ravel(), len(_CENTRES))
+        self._seen = self._seen * _MEMORY**seen + seen
+        self._worth = (self._hits / self._seen).tolist()
 
-    def remember(self, keys: NDArray[np.int64], tokens: NDArray[np.int64]) -> None:
+    def remember(
+        self, keys: NDArray[np.int64], tokens: NDArray[np.int64], chances: NDArray[np.float32]
+    ) -> None:
         slots = _slots(keys, len(self._keys))
         self._keys[slots], self._tokens[slots] = keys, tokens
+        self._kinds[slots] = np.searchsorted(_EDGES, chances)
 
 
 class _Successors:
     """What the target found likely after each token and each pair, in one tenant's requests."""
 
     def __init__(self, width: int) -> None:
-        self._pairs = _Memory(_NUM_PAIRS, width, 0.5)
-        self._singles = _Memory(_NUM_PAIRS, width, 0.3)
+        self._pairs = _Memory(_NUM_PAIRS, width, 0.7)
+        self._singles = _Memory(_NUM_PAIRS, width, 0.4)
 
     def after(self, previous: int, token: int) -> Iterable[tuple[int, float]]:
         """Returns the successors of a pair, or of its second token, with their chances."""
-        for memory, key in ((self._pairs, (previous << 32) | token), (self._singles, token)):
-            if (found := memory.find(key)) is not None:
-                return zip(found, memory.chances.tolist(), strict=True)
-        return ()
+        if (found := self._pairs.find((previous << 32) | token)) is None:
+            found = self._singles.find(token)
+        return found or ()
 
-    def learn(
-        self,
-        pairs: NDArray[np.int64],
-        singles: NDArray[np.int64],
-        successors: NDArray[np.int64],
-        said: NDArray[np.int64],
-    ) -> None:
-        """Remembers successors of rows and learns how well the remembered ones did."""
-        knows_pair = self._pairs.knows(pairs)
-        on_path = said >= 0
+    def learn(self, rows: VerifiedRows, own: NDArray[np.bool_], width: int) -> None:
+        """Remembers the first `width` successors of its `own` rows, and learns how well the
+        remembered ones did."""
+        tokens, said = rows.tokens[own], rows.said[own]
+        pairs = _pair(rows.previous[own], tokens)
+        successors, chances = rows.successors[own, :width], rows.chances[own, :width]
+        knows_pair, on_path = self._pairs.knows(pairs), said >= 0
         for memory, keys, judged in (
             (self._pairs, pairs, on_path & knows_pair),
-            (self._singles, singles, on_path & ~knows_pair & self._singles.knows(singles)),
+            (self._singles, tokens, on_path & ~knows_pair & self._singles.knows(tokens)),
         ):
             memory.judge(keys[judged], said[judged])
-            memory.remember(keys, successors)
+            memory.remember(keys, successors, chances)
 
 
 class RecyclingSource:
     """The likeliest successors of each pair of tokens as the target gave them last.
 
     Rows off the accepted path teach as well. A pair that was never seen is looked up by its second
-    token alone. How often a successor of each rank comes true is learned on the way, for pairs and
-    for single tokens, so a rank's chance needs no tuning.
+    token alone. A successor is as likely as those were that the target had been as sure of, which
+    is learned on the way, for pairs and for single tokens.
 
     Requests share the memory, as in the paper, but only those of one tenant, that is with the same
     cache salt: an answer comes faster where another request was told similar things, and how fast
@@ -104,7 +121,7 @@ class RecyclingSource:
     tenant.
 
     Source: Token Recycling (arXiv 2408.08696), which looks single tokens up and has one fixed tree;
-    pairs, learned chances and tenants are ours.
+    pairs, chances and tenants are ours.
     """
 
     num_successors = 6
@@ -125,15 +142,9 @@ class RecyclingSource:
 
     def learn(self, rows: VerifiedRows) -> None:
         """Remembers the rows' successors and learns how well the remembered ones did."""
-        pairs, successors = _pair(rows.previous, rows.tokens), rows.successors
         for tenant in dict.fromkeys(rows.tenants):
             own = np.array([other == tenant for other in rows.tenants])
-            self._of(tenant).learn(
-                pairs[own],
-                rows.tokens[own],
-                successors[own, : self.num_successors],
-                rows.said[own],
-            )
+            self._of(tenant).learn(rows, own, self.num_successors)
 
     def forget(self, request_id: str) -> None:
         """Keeps everything: a token's successors belong to no request."""

@@ -52,6 +52,9 @@ class VerifiedRows:
     """The token before each row's, along its branch; -1 where a text begins. [rows]"""
     successors: NDArray[np.int64]
     """The likeliest next tokens, best first, [rows, num_successors]."""
+    chances: NDArray[np.float32]
+    """The target's chance of each of them if no other token were possible, at temperature 1.
+    [rows, num_successors]"""
     said: NDArray[np.int64]
     """The token that was emitted after a row; -1 off the accepted path. [rows]"""
     tenants: Sequence[str]

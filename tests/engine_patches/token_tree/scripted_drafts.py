@@ -70,6 +70,8 @@ class Oracle:
     def learn(self, rows: VerifiedRows) -> None:
         assert len(rows.tokens) == len(rows.successors) == len(rows.previous) == len(rows.said)
         assert len(rows.tokens) == len(rows.tenants)
+        assert rows.chances.shape == rows.successors.shape
+        assert not len(rows.tokens) or np.allclose(rows.chances.sum(-1), 1.0, atol=1e-5)
         self.num_learned += len(rows.tokens)
 
     def forget(self, request_id: str) -> None:

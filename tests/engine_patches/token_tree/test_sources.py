@@ -56,11 +56,19 @@ def test_suffix_looks_at_no_other_request_and_forgets_ended_ones() -> None:
 
 
 def rows(
-    token: int, successors: list[int], *, previous: int = 0, said: int = -1, tenant: str = ""
+    token: int,
+    successors: list[int],
+    *,
+    previous: int = 0,
+    said: int = -1,
+    tenant: str = "",
+    chances: tuple[float, ...] = (0.7, 0.15),
 ) -> VerifiedRows:
     """One verified row, its successors filled up with others."""
-    padded = [*successors, *range(900, 900 + RecyclingSource.num_successors - len(successors))]
-    fields = ([token], [previous], [padded], [said])
+    num_missing = RecyclingSource.num_successors - len(successors)
+    padded = [*successors, *range(900, 900 + num_missing)]
+    given = [*chances, *[0.0] * len(padded)][: len(padded)]
+    fields = ([token], [previous], [padded], [given], [said])
     return VerifiedRows(*(np.array(field) for field in fields), tenants=[tenant])
 
 
@@ -90,20 +98,44 @@ def test_recycling_of_an_unknown_token_guesses_nothing() -> None:
     assert len(drafted(source, request(100_000), 4).tree) == 0
 
 
-def test_recycling_learns_which_ranks_come_true() -> None:
-    always_second = learned((1, [2, 3]), *[(1, [3, 2]), (1, [2, 3])] * 300)
-    (first, *_rest) = drafted(always_second, request(0, 1), 2).probabilities
-    never_changing = learned(*[(1, [2, 3])] * 300)
-    assert drafted(never_changing, request(0, 1), 1).probabilities[0] > 0.5
-    # The remembered second rank came true each time, and is guessed first.
-    assert drafted(always_second, request(0, 1), 1).tree.tokens == (3,)
-    assert first > 0.5
+def test_recycling_is_as_sure_as_the_target_was() -> None:
+    source = RecyclingSource()
+    source.learn(rows(1, [2, 3], chances=(0.93, 0.07)))
+    source.learn(rows(4, [5, 6], chances=(0.55, 0.45)))
+    sure, unsure = (drafted(source, request(token), 2).probabilities for token in (1, 4))
+    assert sure[0] > unsure[0] > unsure[1] > sure[1]
+
+
+def test_recycling_learns_what_the_targets_chances_are_worth() -> None:
+    def after(said: int) -> Guesses:
+        source = RecyclingSource()
+        for _ in range(300):
+            source.learn(rows(1, [2, 3], said=said, chances=(0.6, 0.4)))
+        return drafted(source, request(0, 1), 2)
+
+    # Whatever the target thought: that the second one came each time is what counts.
+    assert after(said=3).tree.tokens[0] == 3
+    assert after(said=3).probabilities[0] > 0.9
+    assert after(said=2).tree.tokens[0] == 2
+    assert after(said=2).probabilities[0] > 0.9
+
+
+def test_recycling_counts_a_repeated_successor_once() -> None:
+    source, width = RecyclingSource(), RecyclingSource.num_successors
+    chances = (1.0, *[0.0] * (width - 1))
+    for _ in range(300):
+        source.learn(rows(1, [2] * width, said=2, chances=chances))
+    source.learn(rows(4, [5, 6], chances=(1.0, 0.0)))
+    assert drafted(source, request(0, 1), 9).tree.tokens == (2,)
+    # What the target thought impossible did not come true.
+    assert drafted(source, request(0, 4), 9).tree.tokens == (5,)
 
 
 def test_recycling_learns_nothing_from_no_rows() -> None:
     source = RecyclingSource()
     none = np.empty(0, dtype=np.int64)
-    source.learn(VerifiedRows(none, none, none.reshape(0, source.num_successors), none, ()))
+    empty = none.reshape(0, source.num_successors)
+    source.learn(VerifiedRows(none, none, empty, empty.astype(np.float32), none, ()))
     assert len(drafted(source, request(1), 4).tree) == 0
 
 
@@ -131,8 +163,9 @@ def test_recycling_judges_its_guesses_for_each_tenant_alone() -> None:
 def test_recycling_parts_the_rows_of_a_step_by_tenant() -> None:
     source, width = RecyclingSource(), RecyclingSource.num_successors
     successors = np.array([[2] * width, [3] * width, [4] * width])
-    fields = (np.array([1, 1, 5]), np.zeros(3, dtype=np.int64), successors, np.full(3, -1))
-    source.learn(VerifiedRows(*fields, tenants=["a", "b", "a"]))
+    chances = np.full(successors.shape, 1 / width, dtype=np.float32)
+    fields = (np.array([1, 1, 5]), np.zeros(3, dtype=np.int64), successors, chances)
+    source.learn(VerifiedRows(*fields, np.full(3, -1), tenants=["a", "b", "a"]))
     for tenant, token, successor in (("a", 1, 2), ("b", 1, 3), ("a", 5, 4)):
         assert drafted(source, request(token, tenant=tenant), 1).tree.tokens == (successor,)
     assert len(drafted(source, request(5, tenant="b"), 1).tree) == 0
