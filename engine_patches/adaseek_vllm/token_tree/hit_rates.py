@@ -3,27 +3,37 @@
 from __future__ import annotations
 
 from bisect import bisect
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
-from adaseek_vllm.token_tree.guesses import Guesses
+from adaseek_vllm.token_tree.guesses import Grown, Guesses
 from adaseek_vllm.token_tree.tree import ROOT
 
 __all__ = ["HitRates"]
 
 _EDGES = (0.03, 0.06, 0.1, 0.2, 0.3, 0.45, 0.6, 0.75, 0.9, 0.97)
-_DEPTHS = 3
-"""Depths that are told apart; all deeper ones count as the last."""
 _PRIOR = 2.0
 """Hits that the sources' own opinion counts as."""
-_MEMORY = 60.0
+_MEMORY = 40.0
 """Expected hits after which an older one counts 1/e."""
+
+_Kind = tuple[int, frozenset[str], bool]
+"""Chance below the parent, as its place between `_EDGES`; who guessed it; whether it is the
+likeliest of its siblings."""
+
+
+@dataclass
+class _Rate:
+    hits: float = _PRIOR
+    expected: float = _PRIOR
 
 
 class HitRates:
-    """Chance of a guess below its parent, and its depth -> how often it came true.
+    """Kind of a guess -> how often it came true.
 
-    A source knows how good its own guesses are. Which of several sources' guesses is taken, and
-    what a chance is worth below a guess of another one, shows here only.
+    A source knows how good its own guesses are. What a chance is worth below a guess of another
+    source, and if several say the same, shows here only.
 
     A guess is judged when its parent was right and a token was said after it. Judging those below
     wrong parents as well would be a mistake: a miss of theirs is always seen, a hit only if the
@@ -31,45 +41,38 @@ class HitRates:
     """
 
     def __init__(self) -> None:
-        num_cells = _DEPTHS * (len(_EDGES) + 1)
-        self._hits = [_PRIOR] * num_cells
-        self._expected = [_PRIOR] * num_cells
+        self._rates: defaultdict[_Kind, _Rate] = defaultdict(_Rate)
 
-    def corrected(self, guesses: Guesses) -> Guesses:
+    def corrected(self, grown: Grown) -> Guesses:
         """Returns the same guesses with probabilities as they turned out to be."""
-        found = Guesses()
-        for node, (parent, token) in enumerate(
-            zip(guesses.tree.parents, guesses.tree.tokens, strict=True)
-        ):
-            chance = _chance(guesses, node)
-            cell = _cell(chance, guesses.tree.depth(parent))
-            worth = min(1.0, chance * self._hits[cell] / self._expected[cell])
+        found, tree = Guesses(), grown.guesses.tree
+        places = zip(tree.parents, tree.tokens, _kinds(grown), strict=True)
+        for parent, token, (chance, kind) in places:
+            rate = self._rates[kind]
+            worth = min(1.0, chance * rate.hits / rate.expected)
             found.add(parent, token, found.probability(parent) * worth)
         return found
 
-    def learn(self, guesses: Guesses, said: Sequence[int]) -> None:
+    def learn(self, grown: Grown, said: Sequence[int]) -> None:
         """Learns from what was said after guesses that were not corrected."""
-        on_path = {ROOT}
-        for node, (parent, token) in enumerate(
-            zip(guesses.tree.parents, guesses.tree.tokens, strict=True)
-        ):
-            depth = guesses.tree.depth(parent)
+        tree, on_path = grown.guesses.tree, {ROOT}
+        places = zip(tree.parents, tree.tokens, _kinds(grown), strict=True)
+        for node, (parent, token, (chance, kind)) in enumerate(places):
+            depth = tree.depth(parent)
             if parent in on_path and depth < len(said):
                 if is_hit := said[depth] == token:
                     on_path.add(node)
-                self._count(_chance(guesses, node), depth, is_hit)
-
-    def _count(self, chance: float, depth: int, is_hit: bool) -> None:
-        cell, keep = _cell(chance, depth), 1.0 - chance / _MEMORY
-        self._hits[cell] = self._hits[cell] * keep + is_hit
-        self._expected[cell] = self._expected[cell] * keep + chance
+                rate, keep = self._rates[kind], 1.0 - chance / _MEMORY
+                rate.hits = rate.hits * keep + is_hit
+                rate.expected = rate.expected * keep + chance
 
 
-def _chance(guesses: Guesses, node: int) -> float:
-    """A node's chance if its parent is right."""
-    above = guesses.probability(guesses.tree.parents[node])
-    return guesses.probabilities[node] / above if above > 0.0 else 0.0
-
-
-def _cell(chance: float, depth: int) -> int:
-    return min(depth, _DEPTHS - 1) * (len(_EDGES) + 1) + bisect(_EDGES, chance)
+def _kinds(grown: Grown) -> Iterator[tuple[float, _Kind]]:
+    """A guess's chance if its parent is right, and its kind, for every node."""
+    guesses, seen = grown.guesses, set[int]()
+    for node, parent in enumerate(guesses.tree.parents):
+        above = guesses.probability(parent)
+        chance = guesses.probabilities[node] / above if above > 0.0 else 0.0
+        # Nodes come in the order of their probabilities.
+        yield chance, (bisect(_EDGES, chance), frozenset(grown.sources[node]), parent not in seen)
+        seen.add(parent)

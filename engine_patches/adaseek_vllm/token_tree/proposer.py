@@ -96,10 +96,10 @@ class TreeProposer:
     def _grown(self, request: DraftRequest, after: Mapping[str, Continue]) -> Guesses:
         """Grows a request's tree, after learning from what was said since its last one."""
         if (last := self._guessed.get(request.request_id)) is not None:
-            self._hit_rates.learn(last.guesses, request.tokens[-request.num_new_tokens :].tolist())
+            self._hit_rates.learn(last, request.tokens[-request.num_new_tokens :].tolist())
         found = grown(after, self.settings.num_nodes)
         self._guessed[request.request_id] = found
-        return self._hit_rates.corrected(found.guesses)
+        return self._hit_rates.corrected(found)
 
     def _trees_of(self, source: TreeSource, requests: Sequence[DraftRequest]) -> list[Guesses]:
         limit = self.settings.num_nodes
