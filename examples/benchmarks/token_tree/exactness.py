@@ -6,7 +6,8 @@
 Greedy prompts (or, with `--mode seeded`, seeded ones with penalties, top-p, top-k and log
 probabilities) in batches of 1 to 8, in float32. Each arm is an engine in a process of its own:
 `stock` first, vLLM without speculation; `sources`, trees from the real sources, as many nodes as
-may be; `scripted` and `adversarial`, trees that hide the known continuation (known_drafts.py);
+may be; `plain`, the same without log probabilities, which greedily is another way to walk (all rows
+at once); `scripted` and `adversarial`, trees that hide the known continuation (known_drafts.py);
 `chain`, `sources` without branches; `ngram:K`, vLLM's linear drafts. MODEL is a directory or a
 name on the hub. With `--minutes` no batch is begun after that time; the same command goes on.
 
@@ -47,16 +48,17 @@ TASKS = ("Write a short story about {}.", "Explain {} to a child.", "List five f
          "Write a C program about {}.", "Define {}.", "Write an advertisement for {}.")  # fmt: skip
 
 
-STOCK = "stock"
+STOCK, PLAIN = "stock", "plain"
 BATCHES = (1, 8, 8, 2, 8, 8, 4, 8, 8, 6, 8, 8)
 
 
-def parameters(index: int, num_tokens: int, *, seeded: bool) -> Any:
+def parameters(index: int, arm: str, given: argparse.Namespace) -> Any:
     from vllm import SamplingParams
 
-    common: dict[str, Any] = {"max_tokens": num_tokens, "detokenize": False}
-    if not seeded:
-        return SamplingParams(temperature=0, ignore_eos=True, logprobs=4, **common)
+    common: dict[str, Any] = {"max_tokens": given.tokens, "detokenize": False}
+    if given.mode == "greedy":
+        num = None if arm == PLAIN else 4
+        return SamplingParams(temperature=0, ignore_eos=True, logprobs=num, **common)
     features: list[dict[str, Any]] = [
         {"top_p": 0.95},
         {"top_k": 20, "logprobs": 3},
@@ -133,7 +135,7 @@ def answer(arm: str, path: Path, texts: list[list[int]], given: argparse.Namespa
     for batch in todo:
         if time.monotonic() > deadline_s:
             return
-        settings = [parameters(at, given.tokens, seeded=given.mode == "seeded") for at in batch]
+        settings = [parameters(at, arm, given) for at in batch]
         chats = [[{"role": "user", "content": prompts[at]}] for at in batch]
         num_steps[0], began_s = 0, time.monotonic()
         outputs = llm.chat(chats, settings, use_tqdm=False)
