@@ -253,7 +253,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("target")
     parser.add_argument("draft", help="A model with the target's tokens.")
-    parser.add_argument("--out", type=Path, required=True, help="Folder of the texts and results.")
+    parser.add_argument("--out", type=Path, required=True, help="Folder of one pair's results.")
     parser.add_argument("--texts", type=int, default=24)
     parser.add_argument("--roots", type=int, default=8, help="Places in each text.")
     given = parser.parse_args()
@@ -265,6 +265,8 @@ def main() -> None:
         process = multiprocessing.get_context("spawn").Process(target=answer, args=arguments)
         process.start()
         process.join()
+        if process.exitcode:
+            raise SystemExit(f"the target's answers failed with {process.exitcode}")
     done = {record["text"] for record in lines_of(results)}
     target, draft = Reader(given.target), Reader(given.draft)
     for text in lines_of(texts):
