@@ -181,12 +181,14 @@ GREEDY_FEATURES: tuple[dict[str, Any], ...] = (
 def greedy_with_features(engine: Engine) -> list[Any]:
     """Batches that are all greedy and have one feature each."""
     common: dict[str, Any] = {"temperature": 0, "max_tokens": 40, "detokenize": False}
+    settings = [SamplingParams(**common, **feature) for feature in GREEDY_FEATURES]
+    without_words = SamplingParams(**common)
+    # What vLLM makes of `bad_words` with a tokenizer, which these engines do not have.
+    without_words._bad_words_token_ids = [[token] for token in range(3, 40)]
     return [
         output
-        for number, feature in enumerate(GREEDY_FEATURES)
-        for output in engine.generate(
-            prompts(3, 8, seed=10 + number), SamplingParams(**common, **feature)
-        )
+        for number, params in enumerate([*settings, without_words])
+        for output in engine.generate(prompts(3, 8, seed=10 + number), params)
     ]
 
 
