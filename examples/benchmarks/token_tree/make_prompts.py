@@ -5,7 +5,8 @@
 Four kinds, in turns: code completion and code edits (the Python standard library of this
 interpreter, PSF licence), questions of a chat, and JSON answers as a tool call wants them (from
 the questions of gsm8k and BIG-Bench Hard, MIT licence, in FOLDER_WITH_QUESTIONS/*.jsonl). What was
-taken from one file or question is one group, so that none is both trained on and held out.
+taken from one file or question is one group, so that none is both trained on and held out. Files
+and questions that `speed.py` measures with are left out altogether.
 """
 
 from __future__ import annotations
@@ -19,6 +20,10 @@ from pathlib import Path
 from typing import Any
 
 import click
+from workloads import CODE_WORKLOADS, PROBLEMS, tasks
+
+MEASURED_TASKS = 64
+"""Of each workload of code: `speed.py` is to measure with no more of them."""
 
 EDITS = (
     "Add type annotations to this code. Answer with the code only.",
@@ -37,8 +42,15 @@ TOOLS = (
 
 def code_files() -> list[Path]:
     root = Path(sysconfig.get_path("stdlib"))
-    skipped = {"site-packages", "test", "tests", "idlelib", "lib2to3", "encodings"}
-    return [path for path in sorted(root.rglob("*.py")) if not skipped & set(path.parts)]
+    skipped = {"site-packages", "test", "tests", "idlelib", "lib2to3", "encodings", "pydoc_data"}
+    measured = {
+        task.name for workload in CODE_WORKLOADS for task in tasks(workload, MEASURED_TASKS)
+    }
+    return [
+        path
+        for path in sorted(root.rglob("*.py"))
+        if not skipped & set(path.parts) and path.relative_to(root).as_posix() not in measured
+    ]
 
 
 def pieces(rng: random.Random) -> Iterator[tuple[str, str]]:
@@ -56,10 +68,12 @@ def pieces(rng: random.Random) -> Iterator[tuple[str, str]]:
 
 
 def questions(folder: Path, rng: random.Random) -> Iterator[tuple[str, str]]:
+    measured = {json.loads(line)["question"] for line in PROBLEMS.read_text().splitlines()}
     found = []
     for path in sorted(folder.glob("*.jsonl")):
         for number, line in enumerate(path.read_text(encoding="utf-8").splitlines()):
-            found.append((f"{path.stem}:{number}", str(json.loads(line)["question"])))
+            if (question := str(json.loads(line)["question"])) not in measured:
+                found.append((f"{path.stem}:{number}", question))
     rng.shuffle(found)
     return cycle(found)
 

@@ -15,9 +15,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from pydoc_data.topics import topics
 
-__all__ = ["WORKLOADS", "Task", "tasks"]
+__all__ = ["CODE_WORKLOADS", "PROBLEMS", "WORKLOADS", "Task", "tasks"]
 
-_PROBLEMS = Path(__file__).parent / "data" / "problems.jsonl"
+PROBLEMS = Path(__file__).parent / "data" / "problems.jsonl"
+CODE_WORKLOADS = ("completion", "edit", "agent")
+"""Those whose tasks are named by a file of the standard library."""
 _EDITS = (
     "Add type annotations to this code. Answer with the code only.",
     "Rename the variables of this code so that they are clearer, and show the whole code.",
@@ -146,7 +148,7 @@ def _agents(rng: random.Random) -> Iterator[Task]:
 
 
 def _problems(rng: random.Random) -> Iterator[str]:
-    problems = [json.loads(line)["question"] for line in _PROBLEMS.read_text().splitlines()]
+    problems = [json.loads(line)["question"] for line in PROBLEMS.read_text().splitlines()]
     rng.shuffle(problems)
     yield from problems
 
