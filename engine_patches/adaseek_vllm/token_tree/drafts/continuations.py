@@ -27,8 +27,11 @@ from adaseek_vllm.token_tree.sources import DraftRequest, VerifiedRows
 
 __all__ = ["Continuation", "Job", "generate", "load", "seconds_done"]
 
-_BATCH = 16
+_BATCH = 48
+"""Answers at once. Reading the weights is most of a step's cost: on two cores 16 rows take 160 ms,
+48 take 220."""
 _PER_FILE = 16
+_MIN_BATCHED_TOKENS = 2048
 _SECONDS = "seconds"
 
 
@@ -133,7 +136,7 @@ def _answers(job: Job, todo: Sequence[int], deadline_s: float) -> Iterator[Conti
             max_model_len=longest,
             # A prompt is read in one step, so that the states of all of it are seen; vLLM 0.32
             # on a CPU also fails on a seeded prompt that is read in parts.
-            max_num_batched_tokens=_BATCH * longest,
+            max_num_batched_tokens=max(longest, _MIN_BATCHED_TOKENS),
             enable_chunked_prefill=False,
             enable_prefix_caching=False,
             skip_tokenizer_init=True,
