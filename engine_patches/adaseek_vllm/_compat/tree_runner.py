@@ -168,7 +168,7 @@ class TreeModelRunner(GPUModelRunner):  # type: ignore[misc]
             output = super()._sample(logits, spec_decode_metadata)
             verified = [Verified((token,), ()) for (token,) in output.sampled_token_ids.tolist()]
         else:
-            output, verified = self._walked(logits)
+            output, verified = self._walked(logits, rows)
         self._accepted = [one.rows for one in verified]
         with self._step_stats.timed("move"):
             self._move_accepted(verified)
@@ -179,19 +179,28 @@ class TreeModelRunner(GPUModelRunner):  # type: ignore[misc]
                 self._proposer.learn(replace(rows, said=self._said(verified)))
         return output
 
-    def _walked(self, logits: torch.Tensor) -> tuple[SamplerOutput, list[Verified]]:
+    def _walked(
+        self, logits: torch.Tensor, rows: VerifiedRows | None
+    ) -> tuple[SamplerOutput, list[Verified]]:
         """Returns what vLLM's sampler says along the trees, and which rows it went along."""
         with self._step_stats.timed("walk"):
             first_rows = np.cumsum([0, *(len(draft) + 1 for draft in self._drafts[:-1])])
             if is_plainly_greedy(self, self.input_batch.sampling_metadata):
-                # vLLM's choice between equally likely tokens, too.
-                likeliest = self.sampler.greedy_sample(logits.to(torch.float32)).tolist()
+                likeliest = self._likeliest(logits, rows)
                 verified = [
                     greedy_walk(draft, likeliest[first : first + len(draft) + 1])
                     for draft, first in zip(self._drafts, first_rows, strict=True)
                 ]
                 return _merged(verified, [], logits.device), verified
             return self._sampled_walk(logits, first_rows)
+
+    def _likeliest(self, logits: torch.Tensor, rows: VerifiedRows | None) -> list[int]:
+        """Returns what vLLM's sampler would choose after each row."""
+        if rows is not None and self._kernel.takes_first_of_equals:
+            found: list[int] = rows.successors[:, 0].tolist()
+            return found
+        likeliest: list[int] = self.sampler.greedy_sample(logits.to(torch.float32)).tolist()
+        return likeliest
 
     def _sampled_walk(
         self, logits: torch.Tensor, first_rows: NDArray[np.int64]

@@ -41,6 +41,8 @@ class CompiledKernel:
         module: the compiled extension.
     """
 
+    takes_first_of_equals = True
+
     def __init__(self, module: Any) -> None:
         self._module = module
         self.reads_amx: bool = module.has_amx()

@@ -28,6 +28,10 @@ class Scoring(TypedDict):
 class Kernel(Protocol):
     """What a step with trees computes beside the model."""
 
+    takes_first_of_equals: bool
+    """Whether the first of `top_tokens` is the one with the lowest number of the likeliest ones,
+    as vLLM's greedy choice is."""
+
     def attend(
         self,
         query: torch.Tensor,

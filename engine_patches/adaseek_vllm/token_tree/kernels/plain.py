@@ -18,6 +18,8 @@ __all__ = ["TorchKernel"]
 class TorchKernel:
     """Runs anywhere."""
 
+    takes_first_of_equals = False
+
     def attend(
         self,
         query: torch.Tensor,
