@@ -14,7 +14,16 @@ from itertools import count
 
 from adaseek_vllm.token_tree.tree import ROOT, TokenTree, TreeTokens
 
-__all__ = ["Continue", "Grown", "Guesses", "continued", "grown", "likeliest_chain", "selected"]
+__all__ = [
+    "Continue",
+    "Grown",
+    "Guesses",
+    "best_step",
+    "continued",
+    "grown",
+    "likeliest_chain",
+    "selected",
+]
 
 _MIN_PROBABILITY = 0.02
 """Nodes less likely than this are not worth looking below, nor a row."""
@@ -41,6 +50,23 @@ class Guesses:
 
     def probability(self, node: int) -> float:
         return 1.0 if node == ROOT else self.probabilities[node]
+
+    def copy(self) -> Guesses:
+        new = Guesses()
+        for node, (parent, token) in enumerate(
+            zip(self.tree.parents, self.tree.tokens, strict=True)
+        ):
+            new.add(parent, token, self.probabilities[node])
+        return new
+
+    def reach(self) -> list[float]:
+        """Returns how likely the guesses are right down to each depth, from below the root on."""
+        reach = list[float]()
+        for node, probability in enumerate(self.probabilities):
+            depth = self.tree.depth(node)
+            reach += [0.0] * (depth - len(reach))
+            reach[depth - 1] += probability
+        return reach
 
 
 Path = tuple[int, ...]
@@ -132,17 +158,34 @@ def selected(
         step_cost: cost of a step by its number of rows, in any unit.
     """
     order = _likeliest_first(guesses, max_nodes)
-    expected, best, num_taken = float(len(guesses)), 0.0, 0
-    for num in range(len(order) + 1):
-        if num:
-            expected += order[num - 1][0]
-        rate = expected / step_cost(len(guesses) + num)
-        if rate > best:
-            best, num_taken = rate, num
+    num_taken, _ = _most_per_cost(order, len(guesses), step_cost)
     chosen: list[list[int]] = [[] for _ in guesses]
     for _, request, node in order[:num_taken]:
         chosen[request].append(node)
     return [_kept(one.tree, nodes) for one, nodes in zip(guesses, chosen, strict=True)]
+
+
+def best_step(
+    guesses: Sequence[Guesses], *, max_nodes: int, step_cost: Callable[[int], float]
+) -> tuple[int, float]:
+    """Returns the rows of the step that `selected` chooses, and the tokens expected of it."""
+    order = _likeliest_first(guesses, max_nodes)
+    num_taken, expected = _most_per_cost(order, len(guesses), step_cost)
+    return len(guesses) + num_taken, expected
+
+
+def _most_per_cost(
+    order: Sequence[tuple[float, int, int]], num_requests: int, step_cost: Callable[[int], float]
+) -> tuple[int, float]:
+    """How many of the nodes to take, and the tokens expected then."""
+    expected, best, taken = float(num_requests), 0.0, (0, float(num_requests))
+    for num in range(len(order) + 1):
+        if num:
+            expected += order[num - 1][0]
+        rate = expected / step_cost(num_requests + num)
+        if rate > best:
+            best, taken = rate, (num, expected)
+    return taken
 
 
 def _likeliest_first(guesses: Sequence[Guesses], max_nodes: int) -> list[tuple[float, int, int]]:

@@ -33,6 +33,8 @@ from adaseek_vllm.token_tree.tree import ROOT, TreeTokens
 
 __all__ = ["TreeProposer"]
 
+_KNOWN_NODES = 8
+
 
 class TreeProposer:
     """vLLM's `method=custom_class` proposer."""
@@ -78,34 +80,48 @@ class TreeProposer:
         return lambda num_rows: self.step_cost(num_rows) + spent_s
 
     def _guess(self, requests: Sequence[DraftRequest]) -> list[Guesses]:
+        for request in requests:
+            self._judge(request)
         named = _named(self.sources)
-        trees = [
-            (name, self._trees_of(source, requests))
-            for name, source in named.items()
-            if isinstance(source, TreeSource)
+        after = [
+            {
+                name: source.begin(request)
+                for name, source in named.items()
+                if isinstance(source, PathSource)
+            }
+            for request in requests
         ]
-        paths = [(name, source) for name, source in named.items() if isinstance(source, PathSource)]
-        guesses = list[Guesses]()
-        for index, request in enumerate(requests):
-            after = {name: continued(of_requests[index]) for name, of_requests in trees}
-            after |= {name: source.begin(request) for name, source in paths}
-            guesses.append(self._grown(request, after))
+        for name, source in named.items():
+            if isinstance(source, TreeSource):
+                trees = self._trees_of(source, requests, after)
+                for of_request, tree in zip(after, trees, strict=True):
+                    of_request[name] = continued(tree)
+        found = [grown(of_request, self.settings.num_nodes) for of_request in after]
+        for request, one in zip(requests, found, strict=True):
+            self._guessed[request.request_id] = one
+        guesses = [self._hit_rates.corrected(one) for one in found]
         is_chain = self.settings.shape == "chain"
         return [likeliest_chain(one) for one in guesses] if is_chain else guesses
 
-    def _grown(self, request: DraftRequest, after: Mapping[str, Continue]) -> Guesses:
-        """Grows a request's tree, after learning from what was said since its last one."""
+    def _judge(self, request: DraftRequest) -> None:
+        """Learns from what was said since a request's last draft."""
         if (last := self._guessed.get(request.request_id)) is not None:
             self._hit_rates.learn(last, request.tokens[-request.num_new_tokens :].tolist())
-        found = grown(after, self.settings.num_nodes)
-        self._guessed[request.request_id] = found
-        return self._hit_rates.corrected(found)
 
-    def _trees_of(self, source: TreeSource, requests: Sequence[DraftRequest]) -> list[Guesses]:
+    def _trees_of(
+        self,
+        source: TreeSource,
+        requests: Sequence[DraftRequest],
+        others: Sequence[Mapping[str, Continue]],
+    ) -> list[Guesses]:
         limit = self.settings.num_nodes
         if isinstance(source, BatchDraftSource):
+            # A few nodes tell whether a model has anything to add.
+            known = [
+                self._hit_rates.corrected(grown(one, min(limit, _KNOWN_NODES))) for one in others
+            ]
             cost = self.step_cost if self.settings.budget == "cost" else None
-            return source.draft_batch(requests, limit, cost)
+            return source.draft_batch(requests, known, limit, cost)
         return [source.draft(request, limit) for request in requests]
 
     def learn(self, rows: VerifiedRows) -> None:

@@ -106,6 +106,7 @@ class BatchDraftSource(TreeSource, Protocol):
     def draft_batch(
         self,
         requests: Sequence[DraftRequest],
+        known: Sequence[Guesses],
         max_nodes: int,
         step_cost: Callable[[int], float] | None,
     ) -> list[Guesses]:
@@ -113,6 +114,7 @@ class BatchDraftSource(TreeSource, Protocol):
 
         Args:
             requests: those that are about to be drafted for.
+            known: what other sources guess about each of them.
             max_nodes: most guesses per request.
             step_cost: seconds of a verification step by its number of rows; None: draft as much
                 as may be, whatever it costs.

@@ -8,6 +8,7 @@ import pytest
 from adaseek_vllm.token_tree import ROOT
 from adaseek_vllm.token_tree.guesses import (
     Guesses,
+    best_step,
     continued,
     grown,
     likeliest_chain,
@@ -30,6 +31,31 @@ OTHER = guesses_of((ROOT, 3, 0.4), (0, 4, 0.35), (ROOT, 1, 0.1))
 
 def test_node_is_never_likelier_than_its_parent() -> None:
     assert guesses_of((ROOT, 1, 0.5), (0, 2, 0.9)).probabilities == [0.5, 0.5]
+
+
+def test_reach_is_how_likely_each_depth_is_right() -> None:
+    assert ONE.reach() == pytest.approx([0.9, 0.5])
+    assert Guesses().reach() == []
+
+
+def test_copy_is_its_own() -> None:
+    copy = ONE.copy()
+    assert (copy.tree.tokens, copy.tree.parents) == (ONE.tree.tokens, ONE.tree.parents)
+    assert copy.probabilities == ONE.probabilities
+    copy.add(ROOT, 9, 0.1)
+    assert len(ONE.tree) == 3
+
+
+@given(st.lists(st.floats(0.03, 1.0), min_size=0, max_size=6), st.floats(0.001, 1.0))
+def test_best_step_is_the_step_that_is_selected(chances: list[float], row_cost: float) -> None:
+    flat = guesses_of(*((ROOT, token, chance) for token, chance in enumerate(chances)))
+    both = [flat, ONE]
+    rows, expected = best_step(both, max_nodes=5, step_cost=lambda rows: 1.0 + row_cost * rows)
+    trees = selected(both, max_nodes=5, step_cost=lambda rows: 1.0 + row_cost * rows)
+    assert rows == 2 + sum(map(len, trees))
+    taken = sorted([*chances, *ONE.probabilities], reverse=True)[: rows - 2]
+    if len(chances) <= 5:
+        assert expected == pytest.approx(2.0 + sum(taken))
 
 
 def test_merged_guess_keeps_the_highest_probability() -> None:

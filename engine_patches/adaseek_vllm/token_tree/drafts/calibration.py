@@ -19,6 +19,9 @@ _PRIOR = 8.0
 """Guesses of the draft's own opinion that each entry begins with."""
 _MEMORY = 1_000.0
 """Guesses after which an older one counts 1/e."""
+_KNOWN_EDGES = (0.15, 0.3, 0.45, 0.6, 0.75, 0.9)
+_KNOWN_CENTRES = (*((a + b) / 2 for a, b in pairwise((0.0, *_KNOWN_EDGES))), 0.95)
+_ADDED_PRIOR = 2.0
 
 
 class DraftedTree:
@@ -36,29 +39,52 @@ class DraftedTree:
 
 
 class Calibration:
-    """Stated probability and depth -> how often it came true, learned while drafting."""
+    """Stated probability and depth -> how often it came true, learned while drafting; and how often
+    a draft hits what other sources miss."""
 
     def __init__(self) -> None:
         self._hits = [[_PRIOR * centre for centre in _CENTRES] for _ in range(_DEPTHS)]
         self._seen = [[_PRIOR for _ in _CENTRES] for _ in range(_DEPTHS)]
-        self._best = [(1.0, 2.0) for _ in range(_DEPTHS)]
+        # At first every second token that others miss is hoped for.
+        self._added = [
+            [(0.5 * _ADDED_PRIOR * (1.0 - known), _ADDED_PRIOR) for known in _KNOWN_CENTRES]
+            for _ in range(_DEPTHS)
+        ]
 
     def chance(self, depth: int, stated: float) -> float:
         """Returns how often a guess at `depth` (0 below the root) with this probability hits."""
         row, column = min(depth, _DEPTHS - 1), bisect(_EDGES, stated)
         return self._hits[row][column] / self._seen[row][column]
 
-    def best_chance(self, depth: int) -> float:
-        """Returns how often one of the guesses below a right node at `depth` hits."""
-        hits, seen = self._best[min(depth, _DEPTHS - 1)]
+    def added_chance(self, depth: int, known_chance: float) -> float:
+        """Returns how often a guess below a right node hits and no other source has it.
+
+        Args:
+            depth: of the guess, 0 below the root.
+            known_chance: of other sources' guesses at this depth.
+        """
+        hits, seen = self._added[min(depth, _DEPTHS - 1)][bisect(_KNOWN_EDGES, known_chance)]
         return hits / seen
 
-    def learn(self, tree: DraftedTree, said: Sequence[int]) -> None:
-        """Learns from what did follow the root; every guess below a right one is judged."""
+    def learn(
+        self,
+        tree: DraftedTree,
+        said: Sequence[int],
+        known: Guesses,
+        known_chances: Sequence[float],
+    ) -> None:
+        """Learns from what did follow the root; every guess below a right one is judged.
+
+        Args:
+            tree: what was drafted.
+            said: the tokens that followed.
+            known: what other sources guessed.
+            known_chances: how likely their guesses were right at each depth.
+        """
         children: dict[int, list[int]] = {}
         for node, parent in enumerate(tree.guesses.tree.parents):
             children.setdefault(parent, []).append(node)
-        tokens, here = tree.guesses.tree.tokens, ROOT
+        tokens, here, num_known = tree.guesses.tree.tokens, ROOT, _num_right(known, said)
         for depth, token in enumerate(said):
             if here not in children:
                 return
@@ -66,9 +92,11 @@ class Calibration:
             right = [node for node in children[here] if tokens[node] == token]
             for node in children[here]:
                 self._count(row, bisect(_EDGES, tree.stated[node]), node in right)
-            hits, seen = self._best[row]
+            at = bisect(_KNOWN_EDGES, known_chances[depth] if depth < len(known_chances) else 0.0)
+            hits, seen = self._added[row][at]
             keep = 1.0 - 1.0 / _MEMORY
-            self._best[row] = hits * keep + bool(right), seen * keep + 1.0
+            is_added = bool(right) and depth >= num_known
+            self._added[row][at] = hits * keep + is_added, seen * keep + 1.0
             if not right:
                 return
             here = right[0]
@@ -77,3 +105,14 @@ class Calibration:
         keep = 1.0 - 1.0 / _MEMORY
         self._hits[row][column] = self._hits[row][column] * keep + is_hit
         self._seen[row][column] = self._seen[row][column] * keep + 1.0
+
+
+def _num_right(guesses: Guesses, said: Sequence[int]) -> int:
+    """How many of the tokens that were said are guessed."""
+    node = ROOT
+    for depth, token in enumerate(said):
+        child = guesses.tree.child(node, token)
+        if child is None:
+            return depth
+        node = child
+    return len(said)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 
 import torch
@@ -17,7 +18,7 @@ from adaseek_vllm.token_tree.drafts.corpus import trimmed
 from adaseek_vllm.token_tree.drafts.files import load_draft
 from adaseek_vllm.token_tree.drafts.model import DraftModel, Memory
 from adaseek_vllm.token_tree.drafts.windows import Windows
-from adaseek_vllm.token_tree.guesses import Guesses
+from adaseek_vllm.token_tree.guesses import Guesses, best_step
 from adaseek_vllm.token_tree.sources import DraftRequest, VerifiedRows
 from adaseek_vllm.token_tree.tree import ROOT
 
@@ -37,17 +38,41 @@ _STEPS_BETWEEN_TRIALS = 32
 class _Growing:
     """One request's tree and the nodes that the next pass looks below."""
 
+    known: Guesses
+    """What other sources guess."""
+    merged: Guesses
+    """The same and the tree."""
+    known_chances: list[float]
+    """How likely other sources' guesses are right at each depth if they were before."""
     tree: DraftedTree = field(default_factory=DraftedTree)
     open_nodes: list[int] = field(default_factory=lambda: [ROOT])
     slots: dict[int, int] = field(default_factory=lambda: {ROOT: -1})
     """Node -> its place in the memory behind the window; the root is the window's last."""
+    merged_nodes: dict[int, int] = field(default_factory=lambda: {ROOT: ROOT})
+    """Node -> the node of `merged`."""
+
+    @classmethod
+    def beside(cls, known: Guesses) -> _Growing:
+        reach = [1.0, *known.reach()]
+        chances = [below / above if above else 0.0 for above, below in pairwise(reach)]
+        return cls(known, known.copy(), chances)
+
+    def add(self, parent: int, token: int, stated: float, chance: float) -> int:
+        node = self.tree.add(parent, token, stated, chance)
+        probability = self.tree.guesses.probability(node)
+        self.merged_nodes[node] = self.merged.add(self.merged_nodes[parent], token, probability)
+        return node
+
+    def known_chance(self, depth: int) -> float:
+        return self.known_chances[depth] if depth < len(self.known_chances) else 0.0
 
 
 class DraftModelSource:
     """A draft model as a source.
 
     Its guesses are a top-k, so they are not drawn and sampling from the target verifies them
-    without loss. A pass is made if it is expected to raise the tokens per second of the step.
+    without loss. A pass is made if it is expected to raise the tokens per second of the step, by
+    guesses that no other source has.
     """
 
     num_successors = 0
@@ -61,7 +86,7 @@ class DraftModelSource:
         self._calibration = Calibration()
         self._pass_cost, self._num_passes = StepCost(), 0
         # What was guessed about a request that had so many tokens.
-        self._drafted: dict[str, tuple[int, DraftedTree]] = {}
+        self._drafted: dict[str, tuple[int, _Growing]] = {}
         self._num_skipped = 0
         self.spent_s = 0.0
         """Seconds of the last call of `draft_batch` in the model."""
@@ -88,12 +113,13 @@ class DraftModelSource:
 
     def draft(self, request: DraftRequest, max_nodes: int) -> Guesses:
         """Returns guesses about one request, whatever they cost."""
-        return self.draft_batch([request], max_nodes, None)[0]
+        return self.draft_batch([request], [Guesses()], max_nodes, None)[0]
 
     @torch.inference_mode()
     def draft_batch(
         self,
         requests: Sequence[DraftRequest],
+        known: Sequence[Guesses],
         max_nodes: int,
         step_cost: Callable[[int], float] | None,
     ) -> list[Guesses]:
@@ -101,12 +127,12 @@ class DraftModelSource:
         for request in requests:
             self._windows.take_in(request)
             self._judge(request)
-        growing = [_Growing() for _ in requests]
+        growing = [_Growing.beside(one) for one in known]
         self.spent_s = 0.0
-        if requests and self._may_begin(growing, step_cost):
+        if requests and self._may_begin(growing, max_nodes, step_cost):
             self._grow(requests, growing, max_nodes, step_cost)
         for request, one in zip(requests, growing, strict=True):
-            self._drafted[request.request_id] = len(request.tokens), one.tree
+            self._drafted[request.request_id] = len(request.tokens), one
         return [one.tree.guesses for one in growing]
 
     def learn(self, rows: VerifiedRows) -> None:
@@ -119,13 +145,18 @@ class DraftModelSource:
 
     def _judge(self, request: DraftRequest) -> None:
         if (known := self._drafted.pop(request.request_id, None)) is not None:
-            num_tokens, tree = known
-            self._calibration.learn(tree, request.tokens[num_tokens:].tolist())
+            num_tokens, grown = known
+            said = request.tokens[num_tokens:].tolist()
+            self._calibration.learn(grown.tree, said, grown.known, grown.known_chances)
 
     def _may_begin(
-        self, growing: Sequence[_Growing], step_cost: Callable[[int], float] | None
+        self,
+        growing: Sequence[_Growing],
+        max_nodes: int,
+        step_cost: Callable[[int], float] | None,
     ) -> bool:
-        if self._pays(growing, 0, len(growing) * self._model.config.window, step_cost):
+        num_rows = len(growing) * self._model.config.window
+        if self._pays(growing, 0, num_rows, max_nodes, step_cost):
             return True
         self._num_skipped += 1
         return self._num_skipped % _STEPS_BETWEEN_TRIALS == 0
@@ -139,15 +170,15 @@ class DraftModelSource:
     ) -> None:
         began_s = time.perf_counter()
         states, memory, is_seen = self._read(requests)
-        self._count(len(growing) * self._model.config.window, began_s)
+        num_rows = len(growing) * self._model.config.window
         for depth in range(min(_MAX_DEPTH, max_nodes)):
             self._branch(growing, self._model.logits(states), depth, max_nodes)
+            self._count(num_rows, began_s)
             num_rows = len(growing) * max(len(one.open_nodes) for one in growing)
-            if not num_rows or not self._pays(growing, depth + 1, num_rows, step_cost):
+            if not num_rows or not self._pays(growing, depth + 1, num_rows, max_nodes, step_cost):
                 return
             began_s = time.perf_counter()
             states, memory, is_seen = self._look(growing, states, memory, is_seen, depth + 1)
-            self._count(num_rows, began_s)
 
     def _branch(
         self, growing: Sequence[_Growing], logits: Tensor, depth: int, max_nodes: int
@@ -170,7 +201,7 @@ class DraftModelSource:
             found.sort(key=lambda entry: -entry[0])
             room = max_nodes - len(one.tree.stated)
             added = [
-                one.tree.add(node, self._target_ids[place], stated, chance)
+                one.add(node, self._target_ids[place], stated, chance)
                 for path, chance, stated, node, place in found[:room]
                 if path >= _MIN_PROBABILITY
             ]
@@ -187,6 +218,7 @@ class DraftModelSource:
         growing: Sequence[_Growing],
         depth: int,
         pass_rows: int,
+        max_nodes: int,
         step_cost: Callable[[int], float] | None,
     ) -> bool:
         """Whether one more pass is expected to raise the tokens per second of this step.
@@ -195,22 +227,23 @@ class DraftModelSource:
             growing: with the nodes that the pass would look below.
             depth: of those nodes.
             pass_rows: rows of the pass.
+            max_nodes: most nodes per request in the verification.
             step_cost: seconds of the verification by its rows; None: it pays.
         """
         if step_cost is None:
             return True
-        num_rows, expected = len(growing), float(len(growing))
         hope = 0.0
         for one in growing:
-            # The likeliest path stands for what will be verified.
-            path = one.tree.guesses.probabilities
-            likeliest = sorted(path, reverse=True)[:depth]
-            num_rows, expected = num_rows + len(likeliest), expected + sum(likeliest)
             chances = [one.tree.guesses.probability(node) for node in one.open_nodes]
-            hope += sum(chances) * self._calibration.best_chance(depth)
-        now = expected / (step_cost(num_rows) + self.spent_s)
+            added = self._calibration.added_chance(depth, one.known_chance(depth))
+            hope += sum(chances) * added
+        merged, spent_s = [one.merged for one in growing], self.spent_s
+        num_rows, expected = best_step(
+            merged, max_nodes=max_nodes, step_cost=lambda rows: step_cost(rows) + spent_s
+        )
         pass_s = self._pass_cost(pass_rows) if self._num_passes else 0.0
-        more = step_cost(num_rows + len(growing)) + self.spent_s + pass_s
+        now = expected / (step_cost(num_rows) + spent_s)
+        more = step_cost(num_rows + len(growing)) + spent_s + pass_s
         return (expected + hope) / more > now
 
     def _read(self, requests: Sequence[DraftRequest]) -> tuple[Tensor, Memory, Tensor]:

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from adaseek_vllm.token_tree.drafts.source import DraftModelSource
+from adaseek_vllm.token_tree.guesses import Guesses
 from adaseek_vllm.token_tree.sources import BatchDraftSource, DraftRequest
 from adaseek_vllm.token_tree.tree import ROOT
 
@@ -48,10 +49,10 @@ def test_every_guess_has_the_law_of_its_own_path(toy: ModuleType) -> None:
         request(toy, "a", [1, 2, 26, 4, 5, 6]),
         request(toy, "b", [7, 8, 9, 10, 11, 12, 13], seed=1),
     ]
-    source.draft_batch(asked, 24, None)
+    source.draft_batch(asked, [Guesses(), Guesses()], 24, None)
     num_deep = 0
     for one in asked:
-        tree = source._drafted[one.request_id][1]
+        tree = source._drafted[one.request_id][1].tree
         paths = list(tree.guesses.tree.paths())
         own = toy.vocabulary().tolist()
         for path, stated in zip(paths, tree.stated, strict=True):
@@ -64,7 +65,7 @@ def test_every_guess_has_the_law_of_its_own_path(toy: ModuleType) -> None:
 
 def test_guesses_stay_within_their_number_and_order(toy: ModuleType) -> None:
     source = DraftModelSource(toy.model(is_random=True))
-    (guesses,) = source.draft_batch([request(toy, "a", [1, 2, 3, 4, 5, 6])], 7, None)
+    (guesses,) = source.draft_batch([request(toy, "a", [1, 2, 3, 4, 5, 6])], [Guesses()], 7, None)
     assert 0 < len(guesses.tree) <= 7
     for node, parent in enumerate(guesses.tree.parents):
         assert parent == ROOT or guesses.probabilities[node] <= guesses.probabilities[parent]
@@ -73,7 +74,7 @@ def test_guesses_stay_within_their_number_and_order(toy: ModuleType) -> None:
 def test_batch_changes_no_request_s_guesses(toy: ModuleType) -> None:
     model = toy.model(is_random=True)
     asked = [request(toy, name, [*range(n, n + 7)], seed=n) for n, name in enumerate("abc")]
-    together = DraftModelSource(model).draft_batch(asked, 9, None)
+    together = DraftModelSource(model).draft_batch(asked, [Guesses() for _ in asked], 9, None)
     for one, guesses in zip(asked, together, strict=True):
         alone = DraftModelSource(model).draft(one, 9)
         assert alone.tree.tokens == guesses.tree.tokens
@@ -127,11 +128,35 @@ def test_dear_pass_is_not_made(toy: ModuleType) -> None:
     """Verification next to free of cost: then no pass pays."""
     source = DraftModelSource(toy.model(is_random=True))
     asked = request(toy, "a", [1, 2, 3, 4, 5, 6])
-    assert len(source.draft_batch([asked], 9, lambda _rows: 1e-9)[0].tree) > 0  # the first is free
-    sizes = [len(source.draft_batch([asked], 9, lambda _rows: 1e-9)[0].tree) for _ in range(64)]
+
+    def size(cost_s: float) -> int:
+        return len(source.draft_batch([asked], [Guesses()], 9, lambda _rows: cost_s)[0].tree)
+
+    assert size(1e-9) > 0  # the first is free
+    sizes = [size(1e-9) for _ in range(64)]
     assert sizes.count(0) >= 60
     assert max(sizes) > 0  # it is tried again now and then
-    assert len(source.draft_batch([asked], 9, lambda _rows: 1e9)[0].tree) > 0
+    assert size(1e9) > 0
+
+
+def test_pass_is_not_made_for_what_others_know(toy: ModuleType) -> None:
+    """Another source is always right: soon the draft has nothing to add."""
+    source, tokens = DraftModelSource(toy.model(is_random=True)), [1, 2, 3, 4, 5, 6]
+    known = Guesses()
+    known.add(ROOT, 7, 0.97)
+    asked = request(toy, "a", tokens)
+
+    def size() -> int:
+        return len(source.draft_batch([asked], [known], 9, lambda rows: 1.0 + 0.01 * rows)[0].tree)
+
+    assert size() > 0
+    for _ in range(100):
+        source.forget("a")
+        source.draft_batch([asked], [known], 9, None)
+        told = request(toy, "a", [*tokens, 7], first_hidden=5)
+        source.draft_batch([told], [Guesses()], 9, None)
+    source.forget("a")
+    assert [size() for _ in range(9)].count(0) >= 8
 
 
 def test_guesses_are_judged_by_what_was_said(toy: ModuleType) -> None:
