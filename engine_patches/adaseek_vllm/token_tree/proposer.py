@@ -29,11 +29,12 @@ from adaseek_vllm.token_tree.sources import (
     TreeSource,
     VerifiedRows,
 )
-from adaseek_vllm.token_tree.tree import ROOT, TreeTokens
+from adaseek_vllm.token_tree.tree import TreeTokens
 
 __all__ = ["TreeProposer"]
 
 _KNOWN_NODES = 8
+"""Of a request, that tell a draft model whether it has anything to add."""
 
 
 class TreeProposer:
@@ -116,7 +117,6 @@ class TreeProposer:
     ) -> list[Guesses]:
         limit = self.settings.num_nodes
         if isinstance(source, BatchDraftSource):
-            # A few nodes tell whether a model has anything to add.
             known = [
                 self._hit_rates.corrected(grown(one, min(limit, _KNOWN_NODES))) for one in others
             ]
@@ -132,14 +132,10 @@ class TreeProposer:
 
     def credit(self, request_id: str, tokens: Sequence[int]) -> Counter[str]:
         """Returns source -> how many of the accepted tokens it had guessed in the last draft."""
-        credited, node = Counter[str](), ROOT
+        credited = Counter[str]()
         if (found := self._guessed.get(request_id)) is not None:
-            for token in tokens:
-                child = found.guesses.tree.child(node, token)
-                if child is None:
-                    break
-                credited.update(set(found.sources[child]))
-                node = child
+            for node in found.guesses.tree.along(tokens):
+                credited.update(set(found.sources[node]))
         return credited
 
     def forget(self, request_id: str) -> None:

@@ -121,6 +121,15 @@ class TokenTree:
         """The child of `parent` with `token`, if there is one."""
         return self._children.get((parent, token))
 
+    def along(self, tokens: Iterable[int]) -> list[int]:
+        """The nodes of a text's first tokens, as far as the tree has them."""
+        nodes, node = list[int](), ROOT
+        for token in tokens:
+            if (child := self.child(node, token)) is None:
+                break
+            nodes.append(node := child)
+        return nodes
+
     def trials(self, parent: int) -> tuple[Trial, ...]:
         """The proposals below `parent`, in the order they were made."""
         return tuple(trial for _, trial in self._trials.get(parent, ()))

@@ -163,3 +163,12 @@ def test_tokens_without_parents_are_a_chain() -> None:
 def test_parent_that_is_not_before_its_node_is_refused(parents: list[int], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         TreeTokens([5, 6], parents)
+
+
+def test_along_ends_where_the_text_leaves_the_tree() -> None:
+    tree = TokenTree()
+    tree.add_path([1, 2, 3])
+    tree.add_path([1, 4])
+    assert tree.along([1, 4, 3]) == [0, 3]
+    assert tree.along([1, 2, 3, 9]) == [0, 1, 2]
+    assert tree.along([2]) == tree.along([]) == []

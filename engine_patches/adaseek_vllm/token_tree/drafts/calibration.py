@@ -22,6 +22,7 @@ _MEMORY = 1_000.0
 _KNOWN_EDGES = (0.15, 0.3, 0.45, 0.6, 0.75, 0.9)
 _KNOWN_CENTRES = (*((a + b) / 2 for a, b in pairwise((0.0, *_KNOWN_EDGES))), 0.95)
 _ADDED_PRIOR = 2.0
+"""Guesses that what is assumed of what a draft adds counts as."""
 
 
 class DraftedTree:
@@ -56,14 +57,15 @@ class Calibration:
         row, column = min(depth, _DEPTHS - 1), bisect(_EDGES, stated)
         return self._hits[row][column] / self._seen[row][column]
 
-    def added_chance(self, depth: int, known_chance: float) -> float:
+    def added_chance(self, depth: int, known_chances: Sequence[float]) -> float:
         """Returns how often a guess below a right node hits and no other source has it.
 
         Args:
             depth: of the guess, 0 below the root.
-            known_chance: of other sources' guesses at this depth.
+            known_chances: at each depth, how likely other sources' guesses are right if they
+                were before; none beyond the last.
         """
-        hits, seen = self._added[min(depth, _DEPTHS - 1)][bisect(_KNOWN_EDGES, known_chance)]
+        hits, seen = self._added[min(depth, _DEPTHS - 1)][_known_column(known_chances, depth)]
         return hits / seen
 
     def learn(
@@ -79,12 +81,12 @@ class Calibration:
             tree: what was drafted.
             said: the tokens that followed.
             known: what other sources guessed.
-            known_chances: how likely their guesses were right at each depth.
+            known_chances: as in `added_chance`.
         """
         children: dict[int, list[int]] = {}
         for node, parent in enumerate(tree.guesses.tree.parents):
             children.setdefault(parent, []).append(node)
-        tokens, here, num_known = tree.guesses.tree.tokens, ROOT, _num_right(known, said)
+        tokens, here, num_known = tree.guesses.tree.tokens, ROOT, len(known.tree.along(said))
         for depth, token in enumerate(said):
             if here not in children:
                 return
@@ -92,7 +94,7 @@ class Calibration:
             right = [node for node in children[here] if tokens[node] == token]
             for node in children[here]:
                 self._count(row, bisect(_EDGES, tree.stated[node]), node in right)
-            at = bisect(_KNOWN_EDGES, known_chances[depth] if depth < len(known_chances) else 0.0)
+            at = _known_column(known_chances, depth)
             hits, seen = self._added[row][at]
             keep = 1.0 - 1.0 / _MEMORY
             is_added = bool(right) and depth >= num_known
@@ -107,12 +109,5 @@ class Calibration:
         self._seen[row][column] = self._seen[row][column] * keep + 1.0
 
 
-def _num_right(guesses: Guesses, said: Sequence[int]) -> int:
-    """How many of the tokens that were said are guessed."""
-    node = ROOT
-    for depth, token in enumerate(said):
-        child = guesses.tree.child(node, token)
-        if child is None:
-            return depth
-        node = child
-    return len(said)
+def _known_column(known_chances: Sequence[float], depth: int) -> int:
+    return bisect(_KNOWN_EDGES, known_chances[depth] if depth < len(known_chances) else 0.0)

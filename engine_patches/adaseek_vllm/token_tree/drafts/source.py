@@ -63,9 +63,6 @@ class _Growing:
         self.merged_nodes[node] = self.merged.add(self.merged_nodes[parent], token, probability)
         return node
 
-    def known_chance(self, depth: int) -> float:
-        return self.known_chances[depth] if depth < len(self.known_chances) else 0.0
-
 
 class DraftModelSource:
     """A draft model as a source.
@@ -235,7 +232,7 @@ class DraftModelSource:
         hope = 0.0
         for one in growing:
             chances = [one.tree.guesses.probability(node) for node in one.open_nodes]
-            added = self._calibration.added_chance(depth, one.known_chance(depth))
+            added = self._calibration.added_chance(depth, one.known_chances)
             hope += sum(chances) * added
         merged, spent_s = [one.merged for one in growing], self.spent_s
         num_rows, expected = best_step(

@@ -35,7 +35,7 @@ def test_too_sure_draft_is_believed_less() -> None:
         learn(calibration, tree((1, 0.85)), [1 if number % 4 == 0 else 2])
     assert calibration.chance(0, 0.85) == pytest.approx(0.25, abs=0.05)
     assert calibration.chance(1, 0.85) == pytest.approx(0.85, abs=0.06)  # not asked about
-    assert calibration.added_chance(0, 0.0) == pytest.approx(0.25, abs=0.05)
+    assert calibration.added_chance(0, []) == pytest.approx(0.25, abs=0.05)
 
 
 def test_guesses_below_a_wrong_one_are_not_judged() -> None:
@@ -54,7 +54,7 @@ def test_siblings_share_one_truth() -> None:
         learn(calibration, tree((1, 0.55), (2, 0.25)), [2])
     assert calibration.chance(0, 0.55) < 0.1
     assert calibration.chance(0, 0.25) > 0.9
-    assert calibration.added_chance(0, 0.0) > 0.9
+    assert calibration.added_chance(0, []) > 0.9
 
 
 def test_path_is_no_likelier_than_its_parts() -> None:
@@ -68,6 +68,6 @@ def test_hit_of_another_source_is_nothing_added() -> None:
     for number in range(400):
         # Of what others are half sure of, they have each second token; the draft has all.
         learn(calibration, tree((1, 0.85)), [1], (1 if number % 2 else 2, 0.5))
-    assert calibration.added_chance(0, 0.5) == pytest.approx(0.5, abs=0.05)
-    assert calibration.added_chance(0, 0.95) < 0.1  # not asked about
+    assert calibration.added_chance(0, [0.5]) == pytest.approx(0.5, abs=0.05)
+    assert calibration.added_chance(0, [0.95]) < 0.1  # not asked about
     assert calibration.chance(0, 0.85) > 0.9
