@@ -9,10 +9,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from heapq import heappop, heappush
+from heapq import heappop, heappush, nlargest
 from itertools import count
+from operator import itemgetter
 
-from adaseek_vllm.token_tree.tree import ROOT, TokenTree, TreeTokens
+from adaseek_vllm.token_tree.tree import ROOT, Expansion, TokenTree, TreeTokens, Trial
 
 __all__ = [
     "Continue",
@@ -20,8 +21,8 @@ __all__ = [
     "Guesses",
     "best_step",
     "continued",
+    "expanded",
     "grown",
-    "likeliest_chain",
     "selected",
 ]
 
@@ -132,16 +133,16 @@ def grown(sources: Mapping[str, Continue], max_nodes: int) -> Grown:
     return found
 
 
-def likeliest_chain(guesses: Guesses) -> Guesses:
-    """Returns the likeliest child of the likeliest child and so on."""
-    chain, node, below = Guesses(), ROOT, ROOT
-    children: dict[int, list[int]] = {}
-    for child, parent in enumerate(guesses.tree.parents):
-        children.setdefault(parent, []).append(child)
-    while node in children:
-        node = max(children[node], key=guesses.probability)
-        below = chain.add(below, guesses.tree.tokens[node], guesses.probability(node))
-    return chain
+def expanded(guesses: Guesses, expansion: Expansion) -> Guesses:
+    """Returns a fixed shape's part of the guesses: the likeliest k1 below the root, and so on."""
+    after, tree = continued(guesses), TokenTree()
+
+    def likeliest(path: Path, num: int) -> list[Trial]:
+        return [Trial(token) for token, _ in nlargest(num, after(path), key=itemgetter(1))]
+
+    expansion.grow(tree, likeliest)
+    known = dict(zip(guesses.tree.paths(), guesses.probabilities, strict=True))
+    return Guesses(tree, [known[path] for path in tree.paths()])
 
 
 def selected(

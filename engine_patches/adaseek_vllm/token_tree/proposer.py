@@ -15,8 +15,8 @@ from adaseek_vllm.token_tree.guesses import (
     Grown,
     Guesses,
     continued,
+    expanded,
     grown,
-    likeliest_chain,
     selected,
 )
 from adaseek_vllm.token_tree.hit_rates import HitRates
@@ -101,8 +101,8 @@ class TreeProposer:
         for request, one in zip(requests, found, strict=True):
             self._guessed[request.request_id] = one
         guesses = [self._hit_rates.corrected(one) for one in found]
-        is_chain = self.settings.shape == "chain"
-        return [likeliest_chain(one) for one in guesses] if is_chain else guesses
+        expansion = self.settings.expansion
+        return [expanded(one, expansion) for one in guesses] if expansion else guesses
 
     def _judge(self, request: DraftRequest) -> None:
         """Learns from what was said since a request's last draft."""

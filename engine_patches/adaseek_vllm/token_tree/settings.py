@@ -11,6 +11,7 @@ from adaseek_vllm.token_tree.drafts.config import DraftConfig, DraftError
 from adaseek_vllm.token_tree.recycling import RecyclingSource
 from adaseek_vllm.token_tree.sources import DraftSource
 from adaseek_vllm.token_tree.suffix import PastSource, SuffixSource
+from adaseek_vllm.token_tree.tree import Expansion
 
 __all__ = ["FLAG", "MAX_NODES", "TreeSettings"]
 
@@ -22,7 +23,7 @@ SOURCES: Mapping[str, Callable[[], DraftSource]] = {
     "past": PastSource,
     "recycling": RecyclingSource,
 }
-SHAPES = ("tree", "chain")
+TREE, CHAIN = "tree", "chain"
 BUDGETS = ("cost", "full")
 
 
@@ -37,7 +38,8 @@ class TreeSettings:
             text, `past` in past answers, `recycling` remembers what the target found likely after a
             token; the last two know of requests with the same cache salt only.
         drafts: directories of draft models made by `adaseek drafts train`, sources as well.
-        shape: `chain` keeps the likeliest branch only, to see what branching gives.
+        shape: `tree`, whatever is likeliest; or, to compare with, `chain`, the likeliest branch
+            only, or a fixed shape <k1, ..., km>: each node's likeliest children, so many by depth.
         budget: `cost` drafts as much as pays at the measured price of a step's rows; `full` as
             much as `num_nodes` allows.
     """
@@ -45,7 +47,7 @@ class TreeSettings:
     num_nodes: int = 31
     sources: tuple[str, ...] = ("suffix", "past", "recycling")
     drafts: tuple[str, ...] = ()
-    shape: str = "tree"
+    shape: str | tuple[int, ...] = TREE
     budget: str = "cost"
 
     def __post_init__(self) -> None:
@@ -64,8 +66,12 @@ class TreeSettings:
             raise FeatureSettingsError(
                 f"{FLAG}: `drafts` names a directory twice: {self.drafts!r}."
             )
-        _check_choice("shape", self.shape, SHAPES)
-        _check_choice("budget", self.budget, BUDGETS)
+        self._check_shape()
+        if self.budget not in BUDGETS:
+            raise FeatureSettingsError(
+                f"{FLAG}: `budget` is {self.budget!r}, but must be one of "
+                f"{', '.join(map(repr, BUDGETS))}."
+            )
 
     @classmethod
     def read(cls, value: object) -> TreeSettings:
@@ -79,9 +85,37 @@ class TreeSettings:
         for name in ("sources", "drafts"):
             if name in given:
                 given[name] = _names(name, given[name])
+        if isinstance(shape := given.get("shape"), list):
+            given["shape"] = tuple(shape)
         settings = cls(**given)  # type: ignore[arg-type]  # checked by __post_init__
         settings._check_drafts()
         return settings
+
+    @property
+    def expansion(self) -> Expansion | None:
+        """The shape that all trees are cut to, if there is one."""
+        if self.shape == TREE:
+            return None
+        widths = (1,) * self.num_nodes if isinstance(self.shape, str) else self.shape
+        return Expansion(widths)
+
+    def _check_shape(self) -> None:
+        if self.shape in (TREE, CHAIN):
+            return
+        widths = self.shape
+        if (
+            isinstance(widths, tuple)
+            and widths
+            and all(type(width) is int and width >= 1 for width in widths)
+            and Expansion(widths).num_nodes <= self.num_nodes
+        ):
+            return
+        shown = list(widths) if isinstance(widths, tuple) else widths
+        raise FeatureSettingsError(
+            f"{FLAG}: `shape` is {shown!r}, but must be {TREE!r}, {CHAIN!r} or a list of how many "
+            f"children a node has by its depth, such as [1, 1, 3, 1], each at least 1, of no more "
+            f"than `num_nodes` ({self.num_nodes}) nodes in all."
+        )
 
     def _check_drafts(self) -> None:
         for directory in self.drafts:
@@ -92,18 +126,14 @@ class TreeSettings:
 
     def as_mapping(self) -> dict[str, object]:
         """Returns the settings in JSON form."""
-        return {**asdict(self), "sources": list(self.sources), "drafts": list(self.drafts)}
+        return {
+            name: list(value) if isinstance(value, tuple) else value
+            for name, value in asdict(self).items()
+        }
 
     def make_sources(self) -> list[DraftSource]:
         """Returns new sources in the order of their names; draft models are loaded elsewhere."""
         return [SOURCES[name]() for name in self.sources]
-
-
-def _check_choice(name: str, value: object, choices: tuple[str, ...]) -> None:
-    if value not in choices:
-        raise FeatureSettingsError(
-            f"{FLAG}: `{name}` is {value!r}, but must be one of {', '.join(map(repr, choices))}."
-        )
 
 
 def _names(name: str, value: object) -> tuple[str, ...]:

@@ -71,6 +71,7 @@ def engine_arguments(arm: str, given: argparse.Namespace) -> dict[str, Any]:
         "chain": {"shape": "chain"},
         "fixed": {"budget": "full"},
         "fixed-chain": {"budget": "full", "shape": "chain"},
+        "static": {"budget": "full", "shape": [1, 1, 3, 1, 1, 1, 1, 1]},
         "dynamic": {},
         "suffix-only": {"sources": ["suffix"]},
         "no-past": {"sources": ["suffix", "recycling"]},

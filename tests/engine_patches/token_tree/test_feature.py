@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from importlib import import_module
@@ -12,7 +13,7 @@ import pytest
 from adaseek_vllm import serve
 from adaseek_vllm.config import FeatureSettingsError
 from adaseek_vllm.flags import SCHEDULER, with_features
-from adaseek_vllm.token_tree import feature
+from adaseek_vllm.token_tree import Expansion, feature
 from adaseek_vllm.token_tree.drafts.config import DraftConfig, TargetFacts
 from adaseek_vllm.token_tree.settings import TreeSettings
 
@@ -65,9 +66,18 @@ def test_off_means_off(value: object) -> None:
     assert with_features(model="m", token_tree=value) == {"model": "m"}
 
 
-def test_settings_survive_the_way_to_the_workers() -> None:
-    settings = TreeSettings.read({"num_nodes": 3, "sources": "recycling", "shape": "chain"})
-    assert TreeSettings.read(settings.as_mapping()) == settings
+@pytest.mark.parametrize("shape", ["tree", "chain", [1, 2]])
+def test_settings_survive_the_way_to_the_workers(shape: object) -> None:
+    settings = TreeSettings.read({"num_nodes": 3, "sources": "recycling", "shape": shape})
+    mapping = settings.as_mapping()
+    assert mapping["shape"] == shape
+    assert TreeSettings.read(json.loads(json.dumps(mapping))) == settings
+
+
+def test_shapes_are_expansions() -> None:
+    assert TreeSettings().expansion is None
+    assert TreeSettings(num_nodes=3, shape="chain").expansion == Expansion((1, 1, 1))
+    assert TreeSettings(shape=(1, 1, 3)).expansion == Expansion((1, 1, 3))
 
 
 @pytest.mark.parametrize(
@@ -84,8 +94,13 @@ def test_settings_survive_the_way_to_the_workers() -> None:
         ({"drafts": 3}, "`drafts` is 3, but must be a list of names"),
         ({"drafts": ["no/such/folder"]}, "`drafts`: no/such/folder is no draft model"),
         ({"drafts": ["a", "a"]}, "names a directory twice"),
-        ({"shape": "bush"}, "`shape` is 'bush', but must be one of 'tree', 'chain'"),
-        ({"budget": 1}, "`budget` is 1"),
+        ({"shape": "bush"}, "`shape` is 'bush', but must be 'tree', 'chain' or a list of how many"),
+        ({"shape": []}, "`shape` is \\[\\], but must be"),
+        ({"shape": [1, 0]}, "`shape` is \\[1, 0\\], but must be"),
+        ({"shape": [1, True]}, "`shape` is \\[1, True\\], but must be"),
+        ({"shape": 3}, "`shape` is 3, but must be"),
+        ({"shape": [4, 1], "num_nodes": 7}, "of no more than `num_nodes` \\(7\\) nodes in all"),
+        ({"budget": 1}, "`budget` is 1, but must be one of 'cost', 'full'"),
         ({"nodes": 1}, "no setting 'nodes'"),
         ("{", "but must be `auto` or a JSON object"),
     ],

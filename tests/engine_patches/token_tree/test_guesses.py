@@ -5,13 +5,13 @@ from __future__ import annotations
 from itertools import combinations
 
 import pytest
-from adaseek_vllm.token_tree import ROOT
+from adaseek_vllm.token_tree import ROOT, Expansion
 from adaseek_vllm.token_tree.guesses import (
     Guesses,
     best_step,
     continued,
+    expanded,
     grown,
-    likeliest_chain,
     selected,
 )
 from hypothesis import given
@@ -79,10 +79,25 @@ def test_what_is_all_but_impossible_is_not_grown() -> None:
     assert len(grown({"one": lambda path: [(1, 0.1)]}, 9).guesses.tree) == 1
 
 
-def test_chain_follows_the_likeliest_children() -> None:
-    chain = likeliest_chain(guesses_of((ROOT, 1, 0.3), (ROOT, 2, 0.4), (0, 3, 0.3), (1, 4, 0.2)))
-    assert list(chain.tree.paths()) == [(2,), (2, 4)]
-    assert chain.probabilities == [0.4, 0.2]
+BUSH = guesses_of(
+    *((ROOT, 1, 0.3), (ROOT, 2, 0.4), (0, 3, 0.3), (1, 4, 0.1), (1, 5, 0.2), (ROOT, 6, 0.1))
+)
+
+
+@pytest.mark.parametrize(
+    ("widths", "expected"),
+    [
+        ((1, 1, 1), {(2,): 0.4, (2, 5): 0.2}),
+        ((2, 1), {(2,): 0.4, (1,): 0.3, (2, 5): 0.2, (1, 3): 0.3}),
+        ((1, 9), {(2,): 0.4, (2, 5): 0.2, (2, 4): 0.1}),
+        ((9,), {(2,): 0.4, (1,): 0.3, (6,): 0.1}),
+    ],
+)
+def test_fixed_shape_has_the_likeliest_children_of_each_node(
+    widths: tuple[int, ...], expected: dict[tuple[int, ...], float]
+) -> None:
+    shaped = expanded(BUSH, Expansion(widths))
+    assert dict(zip(shaped.tree.paths(), shaped.probabilities, strict=True)) == expected
 
 
 def test_free_rows_take_all_up_to_the_limit() -> None:
