@@ -20,10 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import click
-from workloads import CODE_WORKLOADS, PROBLEMS, tasks
-
-MEASURED_TASKS = 64
-"""Of each workload of code: `speed.py` is to measure with no more of them."""
+from workloads import CODE_WORKLOADS, MEASURED_TASKS, PROBLEMS, tasks
 
 EDITS = (
     "Add type annotations to this code. Answer with the code only.",

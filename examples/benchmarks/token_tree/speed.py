@@ -1,13 +1,15 @@
-"""Tokens per second of several ways to decode, prompt by prompt in turns, in one process.
+"""Tokens per second of several ways to decode, step by step in turns, in one process.
 
     python speed.py MODEL --draft-model SMALL --out runs.jsonl [--batch 1] [--temperature 0]
     python tables.py runs.jsonl
 
 Every arm is an engine of its own with its own KV cache. They hold the same weights once, so all
-fit in memory, and while one decodes the others stand still. The order of the arms rotates from
-prompt to prompt. A prompt is asked once of each arm, so that no past answer is the one that is
-wanted; what answers have in common helps, as it would in a server. Prefix caching is on, as in
-vLLM. Sessions go on with what the first arm answered, in all arms.
+fit in memory, and while one makes a step the others stand still: the arm that has said least so far
+goes on, so all are at about the same place of their answers at any time, and a slow moment of the
+machine is one of all of them. Which one is first rotates from prompt to prompt. A prompt is asked
+once of each arm, so that no past answer is the one that is wanted; what answers have in common
+helps, as it would in a server. Prefix caching is on, as in vLLM. Sessions go on with what the first
+arm answered, in all arms.
 
 With `--batch B` at most B requests run at once, and each of the B places answers `--per-place`
 of them, one after another: a server has work for a place that is free, and one long answer does not
@@ -24,6 +26,7 @@ import gc
 import json
 import os
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -38,7 +41,7 @@ import vllm
 from adaseek_vllm.flags import with_features
 from adaseek_vllm.token_tree.stats import TreeStats
 from vllm.platforms import current_platform
-from workloads import WORKLOADS, Task, tasks
+from workloads import MEASURED_TASKS, WORKLOADS, Task, tasks
 
 # vLLM replaces the function when its first engine starts.
 set_num_threads, NUM_THREADS = torch.set_num_threads, torch.get_num_threads()
@@ -128,32 +131,64 @@ class Arm:
     def _keep(self, stats: TreeStats) -> None:
         self.stats.merge(stats)
 
-    def answer(self, prompts: list[list[int]], params: list[Any]) -> Answered:
-        """Answers all prompts, as many at once as the engine may."""
-        engine, outputs, first_s, busy_s = self.llm.llm_engine, dict[str, Any](), 0.0, 0.0
-        busy_tokens = 0
-        self.num_steps, self.stats, began_s = 0, TreeStats(), time.perf_counter()
-        ids = [str(self._number + at) for at in range(len(prompts))]
+    def begin(self, prompts: list[list[int]], params: list[Any]) -> None:
+        """Asks all prompts, of which as many are answered at once as the engine may."""
+        self._ids = [str(self._number + at) for at in range(len(prompts))]
         self._number += len(prompts)
-        for name, prompt, one in zip(ids, prompts, params, strict=True):
-            engine.add_request(name, {"prompt_token_ids": prompt}, one)
-        while engine.has_unfinished_requests():
-            # vLLM's n-gram drafts leave OpenMP with one thread (numba 0.65), for all arms here.
-            set_num_threads(NUM_THREADS)
-            for output in engine.step():
-                if output.request_id not in outputs and len(outputs) < self._num_places:
-                    first_s = time.perf_counter() - began_s
-                outputs[output.request_id] = output
-            if not busy_s and engine.get_num_unfinished_requests() < self._num_places:
-                busy_s = time.perf_counter() - began_s
-                busy_tokens = sum(len(one.outputs[0].token_ids) for one in outputs.values())
-        seconds = time.perf_counter() - began_s
-        found = [outputs[name].outputs[0] for name in ids]
-        tokens = [list(one.token_ids) for one in found]
-        texts = [one.text for one in found]
+        self._outputs = dict[str, Any]()
+        self.num_steps, self.stats = 0, TreeStats()
+        self._seconds = self._first_s = self._busy_s = 0.0
+        self._busy_tokens = 0
+        for name, prompt, one in zip(self._ids, prompts, params, strict=True):
+            self.llm.llm_engine.add_request(name, {"prompt_token_ids": prompt}, one)
+
+    @property
+    def is_answering(self) -> bool:
+        return bool(self.llm.llm_engine.has_unfinished_requests())
+
+    @property
+    def num_said(self) -> int:
+        return sum(len(one.outputs[0].token_ids) for one in self._outputs.values())
+
+    def step(self) -> None:
+        """Goes on by one step of the engine."""
+        began_s = time.perf_counter()
+        # vLLM's n-gram drafts leave OpenMP with one thread (numba 0.65), for all arms here.
+        set_num_threads(NUM_THREADS)
+        outputs = self.llm.llm_engine.step()
+        self._seconds += time.perf_counter() - began_s
+        for output in outputs:
+            if output.request_id not in self._outputs and len(self._outputs) < self._num_places:
+                self._first_s = self._seconds
+            self._outputs[output.request_id] = output
+        num_left = self.llm.llm_engine.get_num_unfinished_requests()
+        if not self._busy_s and num_left < self._num_places:
+            self._busy_s, self._busy_tokens = self._seconds, self.num_said
+
+    def answered(self) -> Answered:
+        found = [self._outputs[name].outputs[0] for name in self._ids]
         return Answered(
-            tokens, texts, seconds, first_s, busy_s, busy_tokens, self.num_steps, self.stats
+            [list(one.token_ids) for one in found],
+            [one.text for one in found],
+            self._seconds,
+            self._first_s,
+            self._busy_s,
+            self._busy_tokens,
+            self.num_steps,
+            self.stats,
         )
+
+
+def answer_all(arms: Sequence[Arm], prompts: list[list[int]], params: list[Any]) -> list[Answered]:
+    """Lets all arms answer, step by step in turns: the one that has said least so far goes on.
+
+    So a moment in which the machine is slow is a moment of the same text for all of them.
+    """
+    for arm in arms:
+        arm.begin(prompts, params)
+    while answering := [arm for arm in arms if arm.is_answering]:
+        min(answering, key=lambda arm: arm.num_said).step()
+    return [arm.answered() for arm in arms]
 
 
 def share_weights(model: torch.nn.Module, donor: torch.nn.Module) -> None:
@@ -201,10 +236,10 @@ def run_unit(
             for task, said in zip(batch, answers, strict=True)
         ]
         shift = (unit + turn) % len(arms)
-        told = dict[str, Answered]()
-        for arm in [*arms[shift:], *arms[:shift]]:
-            params = [sampling(given, 1000 * unit + at) for at in range(len(batch))]
-            told[arm.name] = arm.answer(prompts, params)
+        params = [sampling(given, 1000 * unit + at) for at in range(len(batch))]
+        turns = [*arms[shift:], *arms[:shift]]
+        found = answer_all(turns, prompts, params)
+        told = {arm.name: one for arm, one in zip(turns, found, strict=True)}
         for said, text in zip(answers, told[arms[0].name].texts, strict=True):
             said.append(text)
         for name, one in told.items():
@@ -253,6 +288,17 @@ def main() -> None:
     parser.add_argument("--dtype", default="bfloat16")
     parser.add_argument("--minutes", type=float, default=11.0, help="No new unit after this.")
     given = parser.parse_args()
+    num_requests = given.batch * given.per_place
+    num_tasks = (given.first_unit + given.units) * num_requests
+    try:
+        found = {workload: tasks(workload, num_tasks) for workload in given.workloads}
+    except ValueError as error:
+        parser.error(f"{error}: lower --first-unit, --units, --batch or --per-place")
+    if given.drafts and num_tasks > MEASURED_TASKS:
+        parser.error(
+            f"{num_tasks} tasks of a workload are asked for, but only the first {MEASURED_TASKS} "
+            "are kept from the training of --drafts"
+        )
     began_s = time.monotonic()
     lines = given.out.read_text().splitlines() if given.out.exists() else []
     done = {unit_key(json.loads(line)) for line in lines}
@@ -264,13 +310,11 @@ def main() -> None:
     warm_up = vllm.SamplingParams(temperature=0, max_tokens=16, ignore_eos=True)
     others = tasks("completion", NUM_TASKS)[-given.batch :]
     prompts = [prompt_tokens(arms[0].llm.get_tokenizer(), task, 0, []) for task in others]
-    for arm in arms:
-        arm.answer(prompts, [warm_up] * given.batch)
+    answer_all(arms, prompts, [warm_up] * given.batch)
     gc.freeze()
     for unit in range(given.first_unit, given.first_unit + given.units):
         for workload in given.workloads:
-            num_requests = given.batch * given.per_place
-            batch = tasks(workload, (unit + 1) * num_requests)[-num_requests:]
+            batch = found[workload][unit * num_requests :][:num_requests]
             key = (Path(given.model).name, given.dtype, workload, given.batch, given.temperature)
             if (*key, unit, given.per_place) in done:
                 continue

@@ -12,14 +12,17 @@ import random
 import sysconfig
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from pydoc_data.topics import topics
 
-__all__ = ["CODE_WORKLOADS", "PROBLEMS", "WORKLOADS", "Task", "tasks"]
+__all__ = ["CODE_WORKLOADS", "MEASURED_TASKS", "PROBLEMS", "WORKLOADS", "Task", "tasks"]
 
 PROBLEMS = Path(__file__).parent / "data" / "problems.jsonl"
 CODE_WORKLOADS = ("completion", "edit", "agent")
 """Those whose tasks are named by a file of the standard library."""
+MEASURED_TASKS = 64
+"""Of each of these: no trained draft learns from their files, from others' perhaps."""
 _EDITS = (
     "Add type annotations to this code. Answer with the code only.",
     "Rename the variables of this code so that they are clearer, and show the whole code.",
@@ -87,10 +90,16 @@ class Task:
 
 
 def tasks(workload: str, num: int) -> list[Task]:
-    """Returns the first `num` tasks of a workload, the same ones every time."""
+    """Returns the first `num` tasks of a workload, the same ones every time.
+
+    Raises:
+        ValueError: it does not have so many.
+    """
     make, rng = WORKLOADS[workload], random.Random(f"speed {workload}")
-    found = make(rng)
-    return [next(found) for _ in range(num)]
+    found = list(islice(make(rng), num))
+    if len(found) < num:
+        raise ValueError(f"`{workload}` has {len(found)} tasks, but {num} are asked for")
+    return found
 
 
 def _code(rng: random.Random, min_lines: int, max_lines: int) -> Iterator[tuple[str, str]]:
