@@ -1,4 +1,4 @@
-"""Scored drafts: growing one tree of what several sources guess, and choosing what to verify.
+"""Scored drafts, and choosing which of them to verify.
 
 A guess's probability is that of the whole path from the root down to it being accepted, as its
 source sees it. The expected number of tokens of a step is then 1 (the bonus token) per request
@@ -7,26 +7,25 @@ plus the sum of the probabilities of the nodes that are verified.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from heapq import heappop, heappush, nlargest
-from itertools import count
+from heapq import nlargest
 from operator import itemgetter
 
 from adaseek_vllm.token_tree.tree import ROOT, Expansion, TokenTree, TreeTokens, Trial
 
 __all__ = [
+    "MIN_PROBABILITY",
     "Continue",
-    "Grown",
     "Guesses",
+    "Path",
     "best_step",
     "continued",
     "expanded",
-    "grown",
     "selected",
 ]
 
-_MIN_PROBABILITY = 0.02
+MIN_PROBABILITY = 0.02
 """Nodes less likely than this are not worth looking below, nor a row."""
 
 
@@ -89,48 +88,6 @@ def continued(guesses: Guesses) -> Continue:
         children.setdefault(paths[parent], []).append((token, chance))
         paths[node] = (*paths[parent], token)
     return lambda path: children.get(path, ())
-
-
-@dataclass
-class Grown:
-    """What several sources guess together."""
-
-    guesses: Guesses = field(default_factory=Guesses)
-    sources: list[list[str]] = field(default_factory=list)
-    """Who guessed each node, the one that gave it the best chance first."""
-
-
-def grown(sources: Mapping[str, Continue], max_nodes: int) -> Grown:
-    """Returns the likeliest nodes that the sources reach, one going on where another one led.
-
-    What several sources guess keeps the highest probability: they look at the same text, so they
-    are too dependent for their chances to be combined as if they were not.
-
-    Args:
-        sources: by name, what each guesses after a path.
-        max_nodes: most nodes.
-    """
-    found, numbers = Grown(), count()
-    # (-probability, number, parent, path of the parent, token, source)
-    frontier: list[tuple[float, int, int, Path, int, str]] = []
-
-    def push(parent: int, path: Path, probability: float) -> None:
-        for name, after in sources.items():
-            for token, chance in after(path):
-                if probability * chance >= _MIN_PROBABILITY:
-                    entry = (-probability * chance, next(numbers), parent, path, token, name)
-                    heappush(frontier, entry)
-
-    push(ROOT, (), 1.0)
-    while frontier:
-        negative, _, parent, path, token, name = heappop(frontier)
-        if (known := found.guesses.tree.child(parent, token)) is not None:
-            found.sources[known].append(name)
-        elif len(found.guesses.tree) < max_nodes:
-            node = found.guesses.add(parent, token, -negative)
-            found.sources.append([name])
-            push(node, (*path, token), -negative)
-    return found
 
 
 def expanded(guesses: Guesses, expansion: Expansion) -> Guesses:

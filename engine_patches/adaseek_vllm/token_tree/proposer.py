@@ -10,15 +10,8 @@ from typing import Any
 from adaseek_vllm.config import FeatureSettingsError
 from adaseek_vllm.token_tree.cost import StepCost
 from adaseek_vllm.token_tree.drafts.config import DraftError
-from adaseek_vllm.token_tree.guesses import (
-    Continue,
-    Grown,
-    Guesses,
-    continued,
-    expanded,
-    grown,
-    selected,
-)
+from adaseek_vllm.token_tree.growth import Grown, Yield, grown
+from adaseek_vllm.token_tree.guesses import Continue, Guesses, continued, expanded, selected
 from adaseek_vllm.token_tree.hit_rates import HitRates
 from adaseek_vllm.token_tree.settings import FLAG, TreeSettings
 from adaseek_vllm.token_tree.sources import (
@@ -66,9 +59,9 @@ class TreeProposer:
         """Returns a tree for each request; an empty one while its prompt is still being read."""
         ready = [index for index, request in enumerate(requests) if request.num_new_tokens]
         guesses = self._guess([requests[index] for index in ready])
-        by_cost = self.settings.budget == "cost"
-        step_cost = self._cost_with_drafts() if by_cost else _equal_cost
-        trees = selected(guesses, max_nodes=self.settings.num_nodes, step_cost=step_cost)
+        trees = selected(
+            guesses, max_nodes=self.settings.num_nodes, step_cost=self._cost_with_drafts()
+        )
         drafts = [TreeTokens() for _ in requests]
         for index, tree in zip(ready, trees, strict=True):
             drafts[index] = tree
@@ -76,6 +69,8 @@ class TreeProposer:
 
     def _cost_with_drafts(self) -> Callable[[int], float]:
         """Cost of a step by its rows, drafting included: that is paid, whatever is verified."""
+        if self.settings.budget != "cost":
+            return lambda _num_rows: 1.0
         batched = [source for source in self.sources if isinstance(source, BatchDraftSource)]
         spent_s = sum(source.spent_s for source in batched)
         return lambda num_rows: self.step_cost(num_rows) + spent_s
@@ -97,12 +92,19 @@ class TreeProposer:
                 trees = self._trees_of(source, requests, after)
                 for of_request, tree in zip(after, trees, strict=True):
                     of_request[name] = continued(tree)
-        found = [grown(of_request, self.settings.num_nodes) for of_request in after]
+        found = self._grown(after)
         for request, one in zip(requests, found, strict=True):
             self._guessed[request.request_id] = one
-        guesses = [self._hit_rates.corrected(one) for one in found]
-        expansion = self.settings.expansion
+        guesses, expansion = [one.guesses for one in found], self.settings.expansion
         return [expanded(one, expansion) for one in guesses] if expansion else guesses
+
+    def _grown(self, after: Sequence[Mapping[str, Continue]]) -> list[Grown]:
+        max_nodes = self.settings.num_nodes
+        # A fixed shape leaves out some of the likeliest, so what others would yield is unknown.
+        is_free = self.settings.expansion is None and after
+        cost = self._cost_with_drafts()
+        gain = Yield(len(after), len(after) * max_nodes, cost) if is_free else None
+        return grown(after, max_nodes=max_nodes, worth=self._hit_rates.worth, gain=gain)
 
     def _judge(self, request: DraftRequest) -> None:
         """Learns from what was said since a request's last draft."""
@@ -118,7 +120,10 @@ class TreeProposer:
         limit = self.settings.num_nodes
         if isinstance(source, BatchDraftSource):
             known = [
-                self._hit_rates.corrected(grown(one, min(limit, _KNOWN_NODES))) for one in others
+                one.guesses
+                for one in grown(
+                    others, max_nodes=min(limit, _KNOWN_NODES), worth=self._hit_rates.worth
+                )
             ]
             cost = self.step_cost if self.settings.budget == "cost" else None
             return source.draft_batch(requests, known, limit, cost)
@@ -134,8 +139,8 @@ class TreeProposer:
         """Returns source -> how many of the accepted tokens it had guessed in the last draft."""
         credited = Counter[str]()
         if (found := self._guessed.get(request_id)) is not None:
-            for node in found.guesses.tree.along(tokens):
-                credited.update(set(found.sources[node]))
+            for names in found.sources_along(tokens):
+                credited.update(names)
         return credited
 
     def forget(self, request_id: str) -> None:
@@ -165,7 +170,3 @@ def _named(sources: Sequence[DraftSource]) -> dict[str, DraftSource]:
         num = sum(type(other) is type(source) for other in named.values())
         named[f"{kind} {num + 1}" if num else kind] = source
     return named
-
-
-def _equal_cost(_num_rows: int) -> float:
-    return 1.0

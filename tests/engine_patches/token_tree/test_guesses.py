@@ -9,9 +9,7 @@ from adaseek_vllm.token_tree import ROOT, Expansion
 from adaseek_vllm.token_tree.guesses import (
     Guesses,
     best_step,
-    continued,
     expanded,
-    grown,
     selected,
 )
 from hypothesis import given
@@ -56,27 +54,6 @@ def test_best_step_is_the_step_that_is_selected(chances: list[float], row_cost: 
     taken = sorted([*chances, *ONE.probabilities], reverse=True)[: rows - 2]
     if len(chances) <= 5:
         assert expected == pytest.approx(2.0 + sum(taken))
-
-
-def test_merged_guess_keeps_the_highest_probability() -> None:
-    union = grown({"one": continued(ONE), "other": continued(OTHER)}, 9)
-    chances = dict(zip(union.guesses.tree.paths(), union.guesses.probabilities, strict=True))
-    assert chances == pytest.approx({(1,): 0.6, (1, 2): 0.5, (3,): 0.4, (3, 4): 0.35})
-    assert union.sources == [["one", "other"], ["one"], ["other", "one"], ["other"]]
-
-
-def test_one_source_goes_on_where_another_one_led() -> None:
-    counting = grown({"one": continued(ONE), "next": lambda path: [(sum(path) + 7, 0.5)]}, 9)
-    assert {(1, 8), (1, 2, 10), (7, 14)} <= set(counting.guesses.tree.paths())
-
-
-def test_the_likeliest_nodes_are_grown_first() -> None:
-    limited = grown({"one": continued(ONE), "other": continued(OTHER)}, 3)
-    assert list(limited.guesses.tree.paths()) == [(1,), (1, 2), (3,)]
-
-
-def test_what_is_all_but_impossible_is_not_grown() -> None:
-    assert len(grown({"one": lambda path: [(1, 0.1)]}, 9).guesses.tree) == 1
 
 
 BUSH = guesses_of(
