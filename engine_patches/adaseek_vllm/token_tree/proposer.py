@@ -79,12 +79,10 @@ class TreeProposer:
         for request in requests:
             self._judge(request)
         named = _named(self.sources)
+        # Asking for a protocol is slow, so not for every request.
+        by_path = {name: one for name, one in named.items() if isinstance(one, PathSource)}
         after = [
-            {
-                name: source.begin(request)
-                for name, source in named.items()
-                if isinstance(source, PathSource)
-            }
+            {name: source.begin(request) for name, source in by_path.items()}
             for request in requests
         ]
         for name, source in named.items():
