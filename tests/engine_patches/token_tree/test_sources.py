@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import numpy as np
-from adaseek_vllm.token_tree.guesses import Guesses, grown
+from adaseek_vllm.token_tree.growth import grown
+from adaseek_vllm.token_tree.guesses import Guesses
 from adaseek_vllm.token_tree.recycling import RecyclingSource
 from adaseek_vllm.token_tree.sources import DraftRequest, PathSource, VerifiedRows
 from adaseek_vllm.token_tree.suffix import PastSource, SuffixSource
@@ -14,7 +15,9 @@ def request(*tokens: int, name: str = "a", tenant: str = "") -> DraftRequest:
 
 
 def drafted(source: PathSource, request: DraftRequest, max_nodes: int) -> Guesses:
-    return grown({"source": source.begin(request)}, max_nodes).guesses
+    after = {"source": source.begin(request)}
+    [found] = grown([after], max_nodes=max_nodes, worth=lambda _kind: 1.0)
+    return found.guesses
 
 
 def test_suffix_goes_on_as_the_text_did() -> None:
