@@ -9,12 +9,16 @@ from heapq import heappop, heappush
 from itertools import count
 from typing import NamedTuple
 
-import numpy as np
-
-from adaseek_vllm.token_tree.guesses import MIN_PROBABILITY, Continue, Guesses, Path
+from adaseek_vllm.token_tree.guesses import (
+    MIN_PROBABILITY,
+    Continue,
+    Guesses,
+    Path,
+    TokensPerCost,
+)
 from adaseek_vllm.token_tree.tree import ROOT
 
-__all__ = ["Grown", "Kind", "Opinion", "Yield", "grown"]
+__all__ = ["Grown", "Kind", "Opinion", "grown"]
 
 _EDGES = (0.03, 0.06, 0.1, 0.2, 0.3, 0.45, 0.6, 0.75, 0.9, 0.97)
 _BETWEEN_CHECKS = 8
@@ -58,40 +62,12 @@ class Grown:
         ]
 
 
-class Yield:
-    """The tokens per cost of a step that takes one guess after another, never a likelier one."""
-
-    def __init__(
-        self, num_requests: int, max_guesses: int, step_cost: Callable[[int], float]
-    ) -> None:
-        """Args:
-        max_guesses: most guesses of the whole step.
-        step_cost: cost of a step by its number of rows, in any unit.
-        """
-        rows = range(num_requests, num_requests + max_guesses + 1)
-        self._costs = np.array([step_cost(num) for num in rows])
-        self._expected, self._num = float(num_requests), 0
-        self._best = self._expected / self._costs[0]
-
-    def take(self, probability: float) -> None:
-        """Adds one guess."""
-        self._num += 1
-        self._expected += probability
-        self._best = max(self._best, self._expected / self._costs[self._num])
-
-    def may_rise(self, probability: float) -> bool:
-        """Whether any number of guesses as likely as that would give more than the best so far."""
-        costs = self._costs[self._num + 1 :]
-        expected = self._expected + probability * np.arange(1, len(costs) + 1)
-        return bool((expected > self._best * costs).any())
-
-
 def grown(
     sources: Sequence[Mapping[str, Continue]],
     *,
     max_nodes: int,
     worth: Callable[[Kind], float],
-    gain: Yield | None = None,
+    rate: TokensPerCost | None = None,
 ) -> list[Grown]:
     """Returns the likeliest nodes that the sources of each request reach, one source going on where
     another one led.
@@ -100,7 +76,7 @@ def grown(
         sources: of each request, by name, what each guesses after a path.
         max_nodes: most nodes of a request.
         worth: how often guesses of a kind came true, over what their chances say.
-        gain: of the step; growing ends where it cannot rise any more.
+        rate: of the step; growing ends where it cannot rise any more. None: at `max_nodes` only.
     """
     found = [Grown() for _ in sources]
     # (-probability, number, request, parent, path of the parent, token)
@@ -124,10 +100,10 @@ def grown(
         guesses = found[request].guesses
         if len(guesses.tree) >= max_nodes:
             continue
-        if gain is not None:
-            if num_taken % _BETWEEN_CHECKS == 0 and not gain.may_rise(-negative):
+        if rate is not None:
+            if num_taken % _BETWEEN_CHECKS == 0 and not rate.may_rise(-negative):
                 break
-            gain.take(-negative)
+            rate.take(-negative)
         num_taken += 1
         node = guesses.add(parent, token, -negative)
         look_below(request, node, (*path, token))

@@ -12,6 +12,8 @@ from dataclasses import dataclass, field
 from heapq import nlargest
 from operator import itemgetter
 
+import numpy as np
+
 from adaseek_vllm.token_tree.tree import ROOT, Expansion, TokenTree, TreeTokens, Trial
 
 __all__ = [
@@ -19,6 +21,7 @@ __all__ = [
     "Continue",
     "Guesses",
     "Path",
+    "TokensPerCost",
     "best_step",
     "continued",
     "expanded",
@@ -132,18 +135,49 @@ def best_step(
     return len(guesses) + num_taken, expected
 
 
+class TokensPerCost:
+    """The rate of a step that takes one guess after another, never a likelier one.
+
+    Args:
+        num_requests: of the step; each has a row and emits a token without any guess.
+        max_guesses: most guesses of the whole step.
+        step_cost: cost of a step by its number of rows, in any unit.
+    """
+
+    def __init__(
+        self, num_requests: int, max_guesses: int, step_cost: Callable[[int], float]
+    ) -> None:
+        rows = range(num_requests, num_requests + max_guesses + 1)
+        self._costs = np.array([step_cost(num) for num in rows])
+        self._expected, self._num = float(num_requests), 0
+        self._best_rate = self._expected / self._costs[0]
+        self.best = self._num, self._expected
+        """Guesses taken, and tokens expected, where the rate was highest."""
+
+    def take(self, probability: float) -> None:
+        """Adds one guess."""
+        self._num += 1
+        self._expected += probability
+        if (rate := self._expected / self._costs[self._num]) > self._best_rate:
+            self._best_rate, self.best = rate, (self._num, self._expected)
+
+    def may_rise(self, probability: float) -> bool:
+        """Whether any number of guesses as likely as that would give more than the best so far."""
+        costs = self._costs[self._num + 1 :]
+        expected = self._expected + probability * np.arange(1, len(costs) + 1)
+        return bool((expected > self._best_rate * costs).any())
+
+
 def _most_per_cost(
     order: Sequence[tuple[float, int, int]], num_requests: int, step_cost: Callable[[int], float]
 ) -> tuple[int, float]:
     """How many of the nodes to take, and the tokens expected then."""
-    expected, best, taken = float(num_requests), 0.0, (0, float(num_requests))
-    for num in range(len(order) + 1):
-        if num:
-            expected += order[num - 1][0]
-        rate = expected / step_cost(num_requests + num)
-        if rate > best:
-            best, taken = rate, (num, expected)
-    return taken
+    if not num_requests:
+        return 0, 0.0
+    rate = TokensPerCost(num_requests, len(order), step_cost)
+    for probability, _, _ in order:
+        rate.take(probability)
+    return rate.best
 
 
 def _likeliest_first(guesses: Sequence[Guesses], max_nodes: int) -> list[tuple[float, int, int]]:

@@ -10,8 +10,15 @@ from typing import Any
 from adaseek_vllm.config import FeatureSettingsError
 from adaseek_vllm.token_tree.cost import StepCost
 from adaseek_vllm.token_tree.drafts.config import DraftError
-from adaseek_vllm.token_tree.growth import Grown, Yield, grown
-from adaseek_vllm.token_tree.guesses import Continue, Guesses, continued, expanded, selected
+from adaseek_vllm.token_tree.growth import Grown, grown
+from adaseek_vllm.token_tree.guesses import (
+    Continue,
+    Guesses,
+    TokensPerCost,
+    continued,
+    expanded,
+    selected,
+)
 from adaseek_vllm.token_tree.hit_rates import HitRates
 from adaseek_vllm.token_tree.settings import FLAG, TreeSettings
 from adaseek_vllm.token_tree.sources import (
@@ -97,12 +104,11 @@ class TreeProposer:
         return [expanded(one, expansion) for one in guesses] if expansion else guesses
 
     def _grown(self, after: Sequence[Mapping[str, Continue]]) -> list[Grown]:
-        max_nodes = self.settings.num_nodes
-        # A fixed shape leaves out some of the likeliest, so what others would yield is unknown.
-        is_free = self.settings.expansion is None and after
-        cost = self._cost_with_drafts()
-        gain = Yield(len(after), len(after) * max_nodes, cost) if is_free else None
-        return grown(after, max_nodes=max_nodes, worth=self._hit_rates.worth, gain=gain)
+        max_nodes, rate = self.settings.num_nodes, None
+        # A fixed shape leaves out some of the likeliest, so what the others give is unknown.
+        if after and self.settings.expansion is None:
+            rate = TokensPerCost(len(after), len(after) * max_nodes, self._cost_with_drafts())
+        return grown(after, max_nodes=max_nodes, worth=self._hit_rates.worth, rate=rate)
 
     def _judge(self, request: DraftRequest) -> None:
         """Learns from what was said since a request's last draft."""

@@ -6,8 +6,15 @@ from itertools import pairwise
 
 import pytest
 from adaseek_vllm.token_tree import ROOT
-from adaseek_vllm.token_tree.growth import Grown, Kind, Yield, grown
-from adaseek_vllm.token_tree.guesses import Continue, Guesses, Path, continued, selected
+from adaseek_vllm.token_tree.growth import Grown, Kind, grown
+from adaseek_vllm.token_tree.guesses import (
+    Continue,
+    Guesses,
+    Path,
+    TokensPerCost,
+    continued,
+    selected,
+)
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -99,8 +106,8 @@ def test_ending_early_changes_nothing_that_is_selected(
         return 1.0 + slope * (rows // 8)
 
     sources = [{"fan": fan(chances)} for chances in fans]
-    gain = Yield(len(fans), 12 * len(fans), cost)
-    early = grown(sources, max_nodes=12, worth=as_stated, gain=gain)
+    rate = TokensPerCost(len(fans), 12 * len(fans), cost)
+    early = grown(sources, max_nodes=12, worth=as_stated, rate=rate)
     late = grown(sources, max_nodes=12, worth=as_stated)
     for one, other in zip(early, late, strict=True):
         assert len(one.guesses.tree) <= len(other.guesses.tree)
@@ -113,30 +120,30 @@ def test_ending_early_changes_nothing_that_is_selected(
 
 def test_growing_ends_where_no_more_guesses_pay() -> None:
     endless: Continue = lambda path: [(1, 0.7), (2, 0.2)]  # noqa: E731
-    gain = Yield(1, 100, lambda rows: 1.0 + 0.2 * rows)
-    [found] = grown([{"one": endless}], max_nodes=100, worth=as_stated, gain=gain)
+    rate = TokensPerCost(1, 100, lambda rows: 1.0 + 0.2 * rows)
+    [found] = grown([{"one": endless}], max_nodes=100, worth=as_stated, rate=rate)
     assert 2 < len(found.guesses.tree) < 12
 
 
 @given(CHANCES, st.floats(0.0, 0.5))
-def test_yield_may_rise_if_some_number_of_more_guesses_pays(
+def test_rate_may_rise_if_some_number_of_more_guesses_pays(
     chances: list[float], slope: float
 ) -> None:
     def cost(rows: int) -> float:
         return 1.0 + slope * rows * rows
 
-    gain, likeliest_first = Yield(1, 9, cost), sorted(chances, reverse=True)
+    rate, likeliest_first = TokensPerCost(1, 9, cost), sorted(chances, reverse=True)
     for chance in likeliest_first:
-        gain.take(chance)
+        rate.take(chance)
     rates = [(1.0 + sum(likeliest_first[:num])) / cost(1 + num) for num in range(len(chances) + 1)]
     known, said = len(chances), 1.0 + sum(chances)
     later = [(said + 0.3 * more) / cost(1 + known + more) for more in range(1, 10 - known)]
-    assert gain.may_rise(0.3) == (max(later) > max(rates))
+    assert rate.may_rise(0.3) == (max(later) > max(rates))
 
 
 def test_most_likely_come_first_over_all_requests() -> None:
-    gain = Yield(2, 18, lambda rows: 1.0)
-    found = grown([{"one": ONE}, {"other": OTHER}], max_nodes=9, worth=as_stated, gain=gain)
+    rate = TokensPerCost(2, 18, lambda rows: 1.0)
+    found = grown([{"one": ONE}, {"other": OTHER}], max_nodes=9, worth=as_stated, rate=rate)
     for one in found:
         assert all(a >= b for a, b in pairwise(one.guesses.probabilities))
     assert [len(one.guesses.tree) for one in found] == [3, 3]
