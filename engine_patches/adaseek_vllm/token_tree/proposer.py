@@ -9,7 +9,7 @@ from typing import Any
 
 from adaseek_vllm.config import FeatureSettingsError
 from adaseek_vllm.token_tree.cost import StepCost
-from adaseek_vllm.token_tree.drafts.config import DraftError
+from adaseek_vllm.token_tree.drafts.config import DraftError, has_model, has_successors
 from adaseek_vllm.token_tree.growth import Grown, grown
 from adaseek_vllm.token_tree.guesses import (
     Continue,
@@ -45,7 +45,7 @@ class TreeProposer:
         self.settings = TreeSettings.read(vllm_config.additional_config["token_tree"])
         self.sources: list[DraftSource] = self.settings.make_sources()
         if self.settings.drafts:
-            self.sources += _draft_models(self.settings, vllm_config.model_config)
+            self.sources += _trained(self.settings, vllm_config.model_config)
         self.step_cost = StepCost()
         self._guessed: dict[str, Grown] = {}
         self._hit_rates = HitRates()
@@ -155,15 +155,22 @@ class TreeProposer:
 
 
 # vLLM's model configuration.
-def _draft_models(settings: TreeSettings, target: Any) -> list[DraftSource]:
+def _trained(settings: TreeSettings, target: Any) -> list[DraftSource]:
+    """The sources that the drafts' directories hold."""
     from adaseek_vllm.token_tree.drafts.source import DraftModelSource
+    from adaseek_vllm.token_tree.drafts.successors import SuccessorsSource
     from adaseek_vllm.token_tree.drafts.target import facts_of, load_tokenizer
 
-    facts = facts_of(target.model, load_tokenizer(target.tokenizer))
+    facts, found = facts_of(target.model, load_tokenizer(target.tokenizer)), list[DraftSource]()
     try:
-        return [DraftModelSource.load(Path(directory), facts) for directory in settings.drafts]
+        for directory in map(Path, settings.drafts):
+            if has_successors(directory):
+                found.append(SuccessorsSource.load(directory, facts))
+            if has_model(directory):
+                found.append(DraftModelSource.load(directory, facts))
     except DraftError as error:
         raise FeatureSettingsError(f"{FLAG}: {error}") from error
+    return found
 
 
 def _named(sources: Sequence[DraftSource]) -> dict[str, DraftSource]:

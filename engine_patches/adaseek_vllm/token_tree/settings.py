@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
 from adaseek_vllm.config import FeatureSettingsError, check_keys, read_mapping
-from adaseek_vllm.token_tree.drafts.config import DraftConfig, DraftError
+from adaseek_vllm.token_tree.drafts.config import DraftError, check_draft
 from adaseek_vllm.token_tree.recycling import RecyclingSource
 from adaseek_vllm.token_tree.sources import DraftSource
 from adaseek_vllm.token_tree.suffix import PastSource, SuffixSource
@@ -37,7 +37,8 @@ class TreeSettings:
         sources: where drafts come from: `suffix` looks the last tokens up in the request's own
             text, `past` in past answers, `recycling` remembers what the target found likely after a
             token; the last two know of requests with the same cache salt only.
-        drafts: directories of draft models made by `adaseek drafts train`, sources as well.
+        drafts: directories made by `adaseek drafts train`; the draft model of each and its table
+            of successors are sources as well.
         shape: `tree`, whatever is likeliest; or, to compare with, `chain`, the likeliest branch
             only, or a fixed shape <k1, ..., km>: each node's likeliest children, so many by depth.
         budget: `cost` drafts as much as pays at the measured price of a step's rows; `full` as
@@ -120,7 +121,7 @@ class TreeSettings:
     def _check_drafts(self) -> None:
         for directory in self.drafts:
             try:
-                DraftConfig.load(Path(directory))
+                check_draft(Path(directory))
             except DraftError as error:
                 raise FeatureSettingsError(f"{FLAG}: `drafts`: {error}") from error
 

@@ -1,8 +1,9 @@
 """Cost of a step with a tree over a step with a chain of the same rows, step by step in turns.
 
-    python examples/benchmarks/token_tree/step.py MODEL [--rows 16] [--context 512]
+    python examples/benchmarks/token_tree/step.py MODEL [--rows 16] [--context 512] [--batch 1]
 
-One engine in this process. Trees and chains hold random tokens, so a step emits one token or two.
+One engine in this process; each of `--batch` requests has `--rows` rows in a step, all trees or all
+chains. Trees and chains hold random tokens, so a step emits one token or two a request.
 Chains take vLLM's own attention and need no moves. Prints medians in milliseconds: the step of
 each, and of trees the parts that are ours. At temperature 0.8 with top_p 0.95 vLLM's rejection
 sampler is timed on the same logits, which it sorts for every row.
@@ -15,6 +16,7 @@ import os
 import statistics
 import time
 from collections import defaultdict
+from itertools import cycle
 from typing import Any
 
 os.environ |= {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_LOGGING_LEVEL": "ERROR"}
@@ -32,15 +34,20 @@ from vllm import SamplingParams
 
 
 class InTurns:
-    """A chain, then a tree of the same size, and so on; both are wrong nearly always."""
+    """In a step chains, in the next trees of the same size; both are wrong nearly always."""
 
     num_successors = 0
 
-    def __init__(self) -> None:
-        self.is_tree, self.rng = False, np.random.default_rng(0)
+    def __init__(self, num_requests: int) -> None:
+        self.is_tree, self.rng, self._num_requests = False, np.random.default_rng(0), num_requests
+        self.begin()
+
+    def begin(self) -> None:
+        """Starts with a step in which all of the requests draft."""
+        self._turns = cycle([True] * self._num_requests + [False] * self._num_requests)
 
     def draft(self, request: DraftRequest, max_nodes: int) -> Guesses:
-        self.is_tree = not self.is_tree
+        self.is_tree = next(self._turns)
         guesses = Guesses()
         for node in range(max_nodes):
             parent = int(self.rng.integers(-1, node)) if self.is_tree and node > 1 else node - 1
@@ -79,13 +86,17 @@ def measure(llm: Any, source: InTurns, given: Any, sampling: dict[str, Any]) -> 
         return output
 
     runner._sample = timed
-    prompt = np.random.default_rng(1).integers(1000, 40000, given.context).tolist()
+    rng, names = np.random.default_rng(1), [str(number) for number in range(given.batch)]
     params = SamplingParams(
         max_tokens=2 * given.steps, ignore_eos=True, detokenize=False, **sampling
     )
-    engine.add_request("0", {"prompt_token_ids": prompt}, params)
-    for _ in range(4):
+    for name in names:
+        prompt = rng.integers(1000, 40000, given.context).tolist()
+        engine.add_request(name, {"prompt_token_ids": prompt}, params)
+    for _ in range(4 + given.batch):
         engine.step()
+    source.begin()
+    engine.step()
     for name in list(steps):
         steps[name].clear()
     parts: dict[str, list[float]] = defaultdict(list)
@@ -104,7 +115,7 @@ def measure(llm: Any, source: InTurns, given: Any, sampling: dict[str, Any]) -> 
         engine.step()
         extra = sum(steps["overhead"][before:])
         steps[name].append(time.perf_counter() - started - extra)
-    engine.abort_request(["0"])
+    engine.abort_request(names)
     engine.step()
     runner._sample, runner._metrics.add = sample, report
     steps.pop("overhead", None)
@@ -119,6 +130,7 @@ def main() -> None:
     parser.add_argument("model")
     parser.add_argument("--rows", type=int, default=16)
     parser.add_argument("--context", type=int, default=512)
+    parser.add_argument("--batch", type=int, default=1, help="Requests at once.")
     parser.add_argument("--steps", type=int, default=60)
     parser.add_argument("--dtype", default="bfloat16")
     given = parser.parse_args()
@@ -128,13 +140,13 @@ def main() -> None:
             dtype=given.dtype,
             enforce_eager=True,
             max_model_len=4096,
-            max_num_seqs=1,
+            max_num_seqs=given.batch,
             enable_prefix_caching=False,
             token_tree={"num_nodes": given.rows - 1, "budget": "full"},
         )
     )
     torch.manual_seed(0)
-    source = InTurns()
+    source = InTurns(given.batch)
     for sampling in ({"temperature": 0}, {"temperature": 0.8, "top_p": 0.95}):
         measure(llm, source, given, sampling)
 

@@ -15,10 +15,11 @@ from engine_scenarios import GREEDY, Engine, compared, seeded
 
 import torch  # isort: skip
 from adaseek_vllm.token_tree.drafts.acceptance import ranks, tokens_per_step
-from adaseek_vllm.token_tree.drafts.config import TargetFacts
+from adaseek_vllm.token_tree.drafts.config import SUCCESSORS_FILE, TargetFacts
 from adaseek_vllm.token_tree.drafts.continuations import Job, generate, load, seconds_done
 from adaseek_vllm.token_tree.drafts.corpus import Corpus, Document, trimmed
 from adaseek_vllm.token_tree.drafts.files import load_draft
+from adaseek_vllm.token_tree.drafts.source import DraftModelSource
 from adaseek_vllm.token_tree.drafts.target import facts_of, load_tokenizer, output_rows
 from adaseek_vllm.token_tree.drafts.train import TrainSettings, draft_directories, train_on
 from learnable_target import prompts, save_model
@@ -95,6 +96,10 @@ def scenarios(model: Path, work: Path) -> dict[str, Any]:
             directory,
             settings,
         )
+    table = work / "table"
+    table.mkdir()
+    (trained / SUCCESSORS_FILE).rename(table / SUCCESSORS_FILE)
+    (untrained / SUCCESSORS_FILE).unlink()
     held_out = [one for one in documents[:NUM_HELD_OUT] if one.temperature == 0]
     greedy, chosen = prompts(12, 9, seed=7), [seeded(index) for index in range(14)]
     stock = Engine(str(model))
@@ -104,7 +109,8 @@ def scenarios(model: Path, work: Path) -> dict[str, Any]:
     for name, drafts, sources in (
         ("trained", draft_directories(trained, 1), []),
         ("untrained", draft_directories(untrained, 1), []),
-        ("merged", draft_directories(trained, 2), ["suffix", "recycling"]),
+        ("successors", [table], []),
+        ("merged", [table, *draft_directories(trained, 2)], ["suffix", "recycling"]),
     ):
         engine = Engine(
             str(model),
@@ -121,7 +127,8 @@ def scenarios(model: Path, work: Path) -> dict[str, Any]:
         said = engine.generate(prompts(14, 7, seed=2), chosen)
         results[f"{name} seeded"] = compared(expected[1], said)
         engine.generate(prompts(1, 5, seed=0), GREEDY)
-        results[name]["kept"] = engine.runner.drafter.sources[-1].num_requests
+        if isinstance(source := engine.runner.drafter.sources[-1], DraftModelSource):
+            results[name]["kept"] = source.num_requests
         engine.close()
     results["trained"]["paper"] = rate_on_paper(trained, held_out)
     results["foreign"] = refusal(str(model), foreign)

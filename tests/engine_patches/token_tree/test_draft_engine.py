@@ -1,4 +1,4 @@
-"""A real engine says the same with draft models; see draft_scenarios.py for what it runs."""
+"""A real engine says the same with trained drafts; see draft_scenarios.py for what it runs."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     return found
 
 
-@pytest.mark.parametrize("drafts", ["trained", "untrained", "merged"])
-def test_draft_models_change_nothing_of_what_is_said(results: dict[str, Any], drafts: str) -> None:
+@pytest.mark.parametrize("drafts", ["trained", "untrained", "successors", "merged"])
+def test_drafts_change_nothing_of_what_is_said(results: dict[str, Any], drafts: str) -> None:
     for scenario in (drafts, f"{drafts} seeded"):
         assert results[scenario]["different"] == 0
         assert results[scenario]["logprob_error"] < 1e-3
@@ -39,6 +39,11 @@ def test_trained_draft_saves_as_many_steps_as_its_ranks_promise(results: dict[st
     assert trained["paper"] > 3
     # The first answer's steps are worse: what guesses are worth is still being learned.
     assert trained["rate"] > 0.8 * trained["paper"]
+
+
+def test_table_of_successors_saves_steps_without_a_model(results: dict[str, Any]) -> None:
+    # Each letter of the target's language follows from the two before it.
+    assert results["successors"]["rate"] > 2
 
 
 def test_ended_requests_are_forgotten(results: dict[str, Any]) -> None:

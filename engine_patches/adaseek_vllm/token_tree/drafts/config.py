@@ -6,10 +6,22 @@ import json
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
-__all__ = ["CONFIG_FILE", "WEIGHTS_FILE", "DraftConfig", "DraftError", "TargetFacts"]
+__all__ = [
+    "CONFIG_FILE",
+    "SUCCESSORS_FILE",
+    "WEIGHTS_FILE",
+    "DraftConfig",
+    "DraftError",
+    "TargetFacts",
+    "check_draft",
+    "check_target",
+    "has_model",
+    "has_successors",
+]
 
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
+SUCCESSORS_FILE = "successors.safetensors"
 _KIND = "adaseek-draft"
 _FORMAT = 1
 
@@ -97,17 +109,39 @@ class DraftConfig:
         except (KeyError, TypeError) as error:
             raise DraftError(f"{path} is damaged: {error}.") from error
 
-    def check_target(self, directory: Path, facts: TargetFacts) -> None:
-        """Raises `DraftError` if the draft in `directory` was trained for another target."""
-        for name, described in (
-            ("tokenizer", "tokenizer"),
-            ("vocab_size", "vocabulary size"),
-            ("hidden_size", "hidden size"),
-        ):
-            mine, served = getattr(self.target, name), getattr(facts, name)
-            if mine != served:
-                raise DraftError(
-                    f"The draft model {directory} was trained for a target with {described} "
-                    f"{mine or 'none'}, but the model that is served has {served or 'none'}: "
-                    "train a draft for this model with `adaseek drafts train`."
-                )
+
+def has_model(directory: Path) -> bool:
+    """Returns whether a draft's directory has a draft model."""
+    return (directory / CONFIG_FILE).exists()
+
+
+def has_successors(directory: Path) -> bool:
+    """Returns whether a draft's directory has a table of successors."""
+    return (directory / SUCCESSORS_FILE).exists()
+
+
+def check_draft(directory: Path) -> None:
+    """Raises `DraftError` if a directory holds neither table nor model, or no right model."""
+    if has_model(directory):
+        DraftConfig.load(directory)
+    elif not has_successors(directory):
+        raise DraftError(
+            f"{directory} is no draft: it has neither {CONFIG_FILE} nor {SUCCESSORS_FILE}. "
+            "`adaseek drafts train` makes one."
+        )
+
+
+def check_target(directory: Path, trained: TargetFacts, served: TargetFacts) -> None:
+    """Raises `DraftError` if the draft in `directory` was trained for another target."""
+    for name, described in (
+        ("tokenizer", "tokenizer"),
+        ("vocab_size", "vocabulary size"),
+        ("hidden_size", "hidden size"),
+    ):
+        mine, other = getattr(trained, name), getattr(served, name)
+        if mine != other:
+            raise DraftError(
+                f"The draft {directory} was trained for a target with {described} "
+                f"{mine or 'none'}, but the model that is served has {other or 'none'}: "
+                "train a draft for this model with `adaseek drafts train`."
+            )

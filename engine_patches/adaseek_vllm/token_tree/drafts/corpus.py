@@ -95,6 +95,7 @@ class Corpus:
         self._ends = torch.cat(
             [torch.full((n,), end) for n, end in zip(lengths, np.cumsum(lengths), strict=True)]
         )
+        self._starts = self._ends - torch.cat([torch.full((n,), n) for n in lengths])
         has_hidden = all(one.hidden is not None for one in kept)
         self._hidden = torch.cat([_padded(one) for one in kept]) if has_hidden else None
         self._teach(output_rows, kept)
@@ -150,6 +151,22 @@ class Corpus:
         at = torch.cat([self.roots, self.other_roots]).sort().values
         at = at[:: max(1, len(at) // most)]
         return self._tokens[at], self._hidden[at - 1], self._hidden[at]
+
+    def contexts(self, length: int) -> Tensor:
+        """Returns each token with those before it, [tokens, length] trimmed ids: -1 before a text's
+        beginning, and for a token that is not in the vocabulary with all before that."""
+        at = torch.arange(len(self._tokens))
+        before = at[:, None] + torch.arange(1 - length, 1)
+        tokens = self._tokens[before.clamp_min(0)]
+        is_there = (before >= self._starts[:, None]) & (tokens != self._unknown)
+        # From the latest on: none counts before one that is missing.
+        is_there = is_there.flip(1).cumprod(1).flip(1).bool()
+        return torch.where(is_there, tokens, -1)
+
+    @property
+    def wanted(self) -> tuple[Tensor, Tensor]:
+        """What each token should be followed by, and the chances, as in `Batch`; [tokens, k]."""
+        return self._wanted, self._chances
 
     def batch(self, roots: Tensor) -> Batch:
         """Returns the examples with these roots."""

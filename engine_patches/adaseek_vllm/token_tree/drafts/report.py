@@ -7,16 +7,20 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from torch import Tensor
+
 from adaseek_vllm.token_tree.drafts.acceptance import (
     Ranks,
     best_ranks,
     hit_rates,
     ranks,
+    successor_ranks,
     tokens_per_step,
     widths_at,
 )
 from adaseek_vllm.token_tree.drafts.corpus import Corpus, Document
 from adaseek_vllm.token_tree.drafts.model import DraftModel
+from adaseek_vllm.token_tree.drafts.successors import SuccessorsSource
 
 __all__ = ["Row", "acceptance_report", "as_markdown", "save_report"]
 
@@ -38,24 +42,33 @@ class Row:
 
 
 def acceptance_report(
-    models: Sequence[DraftModel], held_out: Corpus, documents: Sequence[Document]
+    table: SuccessorsSource,
+    models: Sequence[DraftModel],
+    held_out: Corpus,
+    documents: Sequence[Document],
+    tokens: Tensor,
 ) -> list[Row]:
-    """Returns the rows for each draft alone, and for the merged trees of all.
+    """Returns the rows for the table and each draft alone, and for the merged trees of all.
 
     Args:
+        table: of successors.
         models: the drafts.
         held_out: the corpus of `documents`.
         documents: answers that none was trained on.
+        tokens: the trimmed vocabulary in the target's ids, [V].
     """
     rows = list[Row]()
     kept = [one for one in documents if len(one.tokens) > held_out.window + 1]
     for answers, is_sampled in (("greedy", False), ("sampled", True)):
         chosen = [index for index, one in enumerate(kept) if (one.temperature > 0) is is_sampled]
-        tables = [ranks(model, held_out, chosen) for model in models]
-        named = [(f"draft {number}", table) for number, table in enumerate(tables, start=1)]
-        if len(tables) > 1:
-            named.append(("merged", best_ranks(tables)))
-        rows += [_row(name, answers, table, held_out.depth) for name, table in named if table]
+        named = {"successors": successor_ranks(table, held_out, chosen, tokens)}
+        for number, model in enumerate(models, start=1):
+            named[f"draft {number}"] = ranks(model, held_out, chosen)
+        if models:
+            named["merged"] = best_ranks(list(named.values()))
+        rows += [
+            _row(name, answers, found, held_out.depth) for name, found in named.items() if found
+        ]
     return rows
 
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from adaseek_vllm.token_tree.cost import StepCost
 from adaseek_vllm.token_tree.drafts.calibration import Calibration, DraftedTree
-from adaseek_vllm.token_tree.drafts.config import TargetFacts
+from adaseek_vllm.token_tree.drafts.config import TargetFacts, check_target
 from adaseek_vllm.token_tree.drafts.corpus import trimmed
 from adaseek_vllm.token_tree.drafts.files import load_draft
 from adaseek_vllm.token_tree.drafts.model import DraftModel, Memory
@@ -96,7 +96,7 @@ class DraftModelSource:
             DraftError: it cannot be read, or was trained for another target.
         """
         model = load_draft(directory)
-        model.config.check_target(directory, target)
+        check_target(directory, model.config.target, target)
         return cls(model)
 
     @property

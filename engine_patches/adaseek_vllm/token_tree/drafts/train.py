@@ -1,8 +1,9 @@
-"""`adaseek drafts train`: from a target and prompts to draft models and a report.
+"""`adaseek drafts train`: from a target and prompts to a table, draft models and a report.
 
-Stages, each of which a killed run resumes: the target answers the prompts; a first model learns
-plain text; each draft starts from it and learns what the target said, the later ones mostly what
-the earlier ones miss; held-out answers tell how good they are.
+Stages, each of which a killed run resumes: the target answers the prompts; a table learns what
+follows a few tokens; a first model learns plain text; each draft starts from it and learns what the
+target said, the later ones mostly what the earlier ones miss; held-out answers tell how good all
+of them are.
 
 Source: SpecInfer (arXiv 2305.09781), section 3, boost-tuning. The paper drops whole samples that
 an earlier draft reproduces; here the places that it gets right are drawn less often.
@@ -34,6 +35,7 @@ from adaseek_vllm.token_tree.drafts.fit import Plan, fit
 from adaseek_vllm.token_tree.drafts.model import DraftModel
 from adaseek_vllm.token_tree.drafts.prompts import Prompt, is_held_out, read_prompts, read_texts
 from adaseek_vllm.token_tree.drafts.report import acceptance_report, save_report
+from adaseek_vllm.token_tree.drafts.successors import ORDER, Successors, SuccessorsSource
 from adaseek_vllm.token_tree.drafts.target import facts_of, load_tokenizer, output_rows, tokenised
 
 __all__ = ["TrainSettings", "answers", "draft_directories", "train", "train_on"]
@@ -46,6 +48,8 @@ _MAX_TEXT_BYTES = 8_000_000
 _DEPTH, _LEARNED_DEPTH = 8, 5
 """Drafted tokens behind a root in the report, and in training, where the deeper ones cost much."""
 _MAX_TRANSITIONS = 40_000
+_WORK = "training"
+"""Folder of what the drafts are made from."""
 
 Say = Callable[[str], None]
 
@@ -56,7 +60,8 @@ class TrainSettings:
 
     Args:
         minutes: for everything but the report, all runs together.
-        num_drafts: how many drafts to train.
+        num_drafts: how many draft models to train; 0: the table only, and all of the time for
+            answers.
         max_prompt_tokens, max_tokens: of a prompt, which is cut to its end, and of an answer.
         num_tokens: size of the trimmed vocabulary.
         shape: other fields of `DraftConfig`.
@@ -76,16 +81,24 @@ class TrainSettings:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name, limit in (
-            ("minutes", 0),
-            ("num_drafts", 1),
-            ("max_prompt_tokens", 16),
-            ("max_tokens", 16),
-            ("num_tokens", 16),
+        if not self.minutes > 0:
+            raise DraftError(f"`minutes` is {self.minutes!r}, but must be > 0.")
+        for name, least in (
+            *(("num_drafts", 0), ("max_prompt_tokens", 16)),
+            *(("max_tokens", 16), ("num_tokens", 16)),
         ):
-            if not (value := getattr(self, name)) > 0 or value < limit:
-                rule = f">= {limit}" if limit else "> 0"
-                raise DraftError(f"`{name}` is {value!r}, but must be {rule}.")
+            if (value := getattr(self, name)) < least:
+                raise DraftError(f"`{name}` is {value!r}, but must be >= {least}.")
+
+    @property
+    def num_stages(self) -> int:
+        """Stages that are told of."""
+        return 5 if self.num_drafts else 3
+
+    @property
+    def generation_s(self) -> float:
+        """Seconds in which the target answers."""
+        return 60 * self.minutes * (_GENERATION if self.num_drafts else 1.0)
 
     def plan(self, share: float) -> Plan:
         """Returns how to train a model that has this share of the time."""
@@ -102,11 +115,11 @@ def train(
     texts: Sequence[Path] = (),
     say: Say = print,
 ) -> str:
-    """Trains drafts into `directory` and returns the report as markdown.
+    """Trains table and drafts into `directory` and returns the report as markdown.
 
     Args:
         target: the target's directory, or its name on the hub if it is in the local cache.
-        directory: of the first draft; those of the others are in it.
+        directory: of the table and the first draft; those of the other drafts are in it.
         settings: how.
         prompts: JSONL file of what to ask the target.
         texts: files and folders of plain text to learn first; none: the prompts' own texts.
@@ -120,9 +133,9 @@ def train(
         raise DraftError(f"The target {target} has no tokenizer, or is no model at all.")
     facts = facts_of(target, tokenizer)
     asked = read_prompts(prompts)
-    work = directory / "training"
+    work = directory / _WORK
     _claim(work, {"target": asdict(facts), "prompts": sha256(prompts.read_bytes()).hexdigest()})
-    say(f"1/4 the target answers {len(asked)} prompts")
+    say(f"1/{settings.num_stages} the target answers {len(asked)} prompts")
     _generate(
         target, work, settings, tokenised(asked, tokenizer, settings.max_prompt_tokens), tokenizer
     )
@@ -141,7 +154,7 @@ def train_on(
     *,
     say: Say = print,
 ) -> str:
-    """Trains drafts on answers that are there, and returns the report as markdown.
+    """Trains table and drafts on answers that are there; returns the report as markdown.
 
     Args:
         answered: what the target said, for training and for the report.
@@ -150,7 +163,7 @@ def train_on(
         facts: what the drafts must know of it.
         directory, settings, say: as in `train`.
     """
-    work = directory / "training"
+    work = directory / _WORK
     work.mkdir(parents=True, exist_ok=True)
     shape = {"num_tokens": min(settings.num_tokens, facts.vocab_size)} | settings.shape
     config = DraftConfig(facts, **shape)
@@ -163,36 +176,63 @@ def train_on(
         return Corpus(documents, ids=ids, output_rows=rows, window=config.window, depth=depth)
 
     learned, held_out = laid_out(answered[0], _LEARNED_DEPTH), laid_out(answered[1], _DEPTH)
-    say(f"2/4 a first model learns {sum(len(one.tokens) for one in plain)} tokens of text")
-    base = _first_model(config, tokens, rows, learned, settings)
-    if plain:
-        texts, plan = laid_out(plain, _LEARNED_DEPTH), settings.plan(_TEXT)
-        fit(base, texts, plan, work / "text.pt", report=_reporter(say, "text"))
-    say(f"3/4 drafts learn {len(learned.roots)} tokens that the target said")
+    num_stages = settings.num_stages
+    say(f"2/{num_stages} a table learns {len(learned.roots)} tokens that the target said")
+    table = _successors(learned, tokens, facts)
+    table.save(directory)
+    models: list[DraftModel] = []
+    if settings.num_drafts:
+        say(f"3/{num_stages} a first model learns {sum(len(one.tokens) for one in plain)} "
+            "tokens of text")  # fmt: skip
+        base = _first_model(config, tokens, rows, learned, settings)
+        if plain:
+            texts, plan = laid_out(plain, _LEARNED_DEPTH), settings.plan(_TEXT)
+            fit(base, texts, plan, work / "text.pt", report=_reporter(say, "text"))
+        say(f"4/{num_stages} drafts learn what the target said")
+        models = _drafts(base, learned, directory, settings, say)
+    say(f"{num_stages}/{num_stages} {len(held_out.roots)} held-out tokens tell how good they are")
+    source = SuccessorsSource(table)
+    return save_report(acceptance_report(source, models, held_out, answered[1], tokens), directory)
+
+
+def _drafts(
+    base: DraftModel, learned: Corpus, directory: Path, settings: TrainSettings, say: Say
+) -> list[DraftModel]:
+    """Trains and writes the draft models."""
     models: list[DraftModel] = []
     for number, path in enumerate(draft_directories(directory, settings.num_drafts), start=1):
-        model = DraftModel(config)
+        model = DraftModel(base.config)
         model.load_state_dict(base.state_dict())
         share = (1.0 - _GENERATION - _TEXT) / settings.num_drafts
         plan = replace(settings.plan(share), seed=settings.seed + number)
-        weights = _missed(models, learned) if models else None
-        checkpoint = work / f"draft_{number}.pt"
         fit(
             model,
             learned,
             plan,
-            checkpoint,
-            weights=weights,
+            directory / _WORK / f"draft_{number}.pt",
+            weights=_missed(models, learned) if models else None,
             report=_reporter(say, f"draft {number}"),
         )
         save_draft(model, path)
         models.append(model)
-    say(f"4/4 {len(held_out.roots)} held-out tokens tell how good they are")
-    return save_report(acceptance_report(models, held_out, answered[1]), directory)
+    return models
+
+
+def _successors(corpus: Corpus, tokens: Tensor, facts: TargetFacts) -> Successors:
+    """What the target found likely after the last tokens, wherever that is known."""
+    wanted, chances = corpus.wanted
+    is_known = chances.sum(-1) > 0
+    contexts, last = corpus.contexts(ORDER)[is_known], torch.tensor([-1])
+    return Successors.learned(
+        facts,
+        torch.cat([tokens, last])[contexts].numpy(),
+        tokens[wanted[is_known]].numpy(),
+        chances[is_known].numpy(),
+    )
 
 
 def draft_directories(directory: Path, num_drafts: int) -> list[Path]:
-    """Returns where the drafts of a training are."""
+    """Returns where the drafts of a training are; the table is in the first one."""
     return [directory, *(directory / str(number) for number in range(2, num_drafts + 1))]
 
 
@@ -218,7 +258,7 @@ def _generate(
         directory=str(work / "continuations"),
         prompts=prompts,
         max_tokens=settings.max_tokens,
-        seconds=settings.minutes * 60 * _GENERATION,
+        seconds=settings.generation_s,
         stop_tokens=(tokenizer.eos_token_id,) if tokenizer.eos_token_id is not None else (),
     )
     path = work / "job.json"

@@ -33,7 +33,7 @@ def run(toy: ModuleType, directory: Path, **changes: object) -> str:
     report = train_on(
         answered, plain, target, toy.FACTS, directory / "out", settings, say=said.append
     )
-    assert [line[:3] for line in said if line[0].isdigit()] == ["2/4", "3/4", "4/4"]
+    assert [line[:3] for line in said if line[0].isdigit()] == ["2/5", "3/5", "4/5", "5/5"]
     return report
 
 
@@ -47,7 +47,7 @@ def test_drafts_and_report_are_written(toy: ModuleType, tmp_path: Path) -> None:
     assert [(row["draft"], row["answers"]) for row in rows] == [
         (draft, answers)
         for answers in ("greedy", "sampled")
-        for draft in ("draft 1", "draft 2", "merged")
+        for draft in ("successors", "draft 1", "draft 2", "merged")
     ]
     for row in rows:
         rates = list(row["hit_rates"].values())
@@ -81,7 +81,7 @@ def test_vocabulary_stays_as_the_first_run_chose_it(toy: ModuleType, tmp_path: P
 
 
 @pytest.mark.parametrize(
-    ("name", "value"), [("minutes", 0.0), ("num_drafts", 0), ("max_tokens", 3), ("num_tokens", 2)]
+    ("name", "value"), [("minutes", 0.0), ("num_drafts", -1), ("max_tokens", 3), ("num_tokens", 2)]
 )
 def test_impossible_setting_is_named(name: str, value: float) -> None:
     with pytest.raises(DraftError, match=f"`{name}` is {value}"):
