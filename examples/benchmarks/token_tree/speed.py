@@ -79,6 +79,7 @@ def engine_arguments(arm: str, given: argparse.Namespace) -> dict[str, Any]:
         "suffix-only": {"sources": ["suffix"]},
         "no-past": {"sources": ["suffix", "recycling"]},
         "recycling-only": {"sources": ["recycling"]},
+        "table": {"drafts": given.table},
         "trained": {"drafts": given.drafts},
     }
     if kind == STOCK:
@@ -275,6 +276,7 @@ def main() -> None:
     parser.add_argument("model")
     parser.add_argument("--draft-model", help="A small model of the same vocabulary.")
     parser.add_argument("--drafts", nargs="*", default=[], help="Made by `adaseek drafts train`.")
+    parser.add_argument("--table", nargs="*", default=[], help="The same with `--num-drafts 0`.")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--arms", nargs="+", default=[
         STOCK, "ngram:4", "draft:3", "chain:16", "fixed:8", "dynamic:16"])  # fmt: skip
@@ -294,10 +296,10 @@ def main() -> None:
         found = {workload: tasks(workload, num_tasks) for workload in given.workloads}
     except ValueError as error:
         parser.error(f"{error}: lower --first-unit, --units, --batch or --per-place")
-    if given.drafts and num_tasks > MEASURED_TASKS:
+    if (given.drafts or given.table) and num_tasks > MEASURED_TASKS:
         parser.error(
             f"{num_tasks} tasks of a workload are asked for, but only the first {MEASURED_TASKS} "
-            "are kept from the training of --drafts"
+            "are kept from the training of --drafts and --table"
         )
     began_s = time.monotonic()
     lines = given.out.read_text().splitlines() if given.out.exists() else []
