@@ -1,4 +1,4 @@
-"""`adaseek drafts`: small draft models for vLLM's `--token-tree`."""
+"""`adaseek drafts`: trained drafts for vLLM's `--token-tree`."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _INPUT = click.Path(path_type=Path)
 
 @click.group()
 def drafts() -> None:
-    """Train small draft models for `vllm serve MODEL --token-tree`."""
+    """Train drafts for `vllm serve MODEL --token-tree`."""
 
 
 @drafts.command(cls=Command)
@@ -48,7 +48,13 @@ def drafts() -> None:
 @click.option(
     "--minutes", type=float, default=40.0, show_default=True, help="Of all runs together."
 )
-@click.option("--num-drafts", type=int, default=1, show_default=True)
+@click.option(
+    "--num-drafts",
+    type=int,
+    default=1,
+    show_default=True,
+    help="Draft models beside the table. 0: all of the time for answers, for a larger table.",
+)
 @click.option("--max-tokens", type=int, default=256, show_default=True, help="Of an answer.")
 @click.option(
     "--vocabulary", type=int, default=8192, show_default=True, help="Tokens that a draft can guess."
@@ -66,7 +72,8 @@ def train(
     vocabulary: int,
     seed: int,
 ) -> int:
-    """Train draft models for TARGET from what it says itself.
+    """Train drafts for TARGET from what it says itself: a table of what it finds likely after a few
+    tokens, which costs nothing to ask, and small draft models.
 
     TARGET is a model directory, or a name in the local cache of the hub. Killed, the same command
     goes on where it was. Prints how often the drafts are right on held-out answers.
