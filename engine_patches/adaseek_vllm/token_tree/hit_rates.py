@@ -11,15 +11,18 @@ from adaseek_vllm.token_tree.tree import ROOT
 
 __all__ = ["HitRates"]
 
-_PRIOR = 2.0
-"""Hits that the sources' own opinion counts as."""
-_MEMORY = 40.0
+_ASSUMED_WORTH = 0.7
+"""Of a kind that nothing is known of. Guesses are chosen for their chances, so more of the chosen
+ones are said to be too likely than too unlikely."""
+_PRIOR = 4.0
+"""Expected hits that this counts as."""
+_MEMORY = 100.0
 """Expected hits after which an older one counts 1/e."""
 
 
 @dataclass
 class _Rate:
-    hits: float = _PRIOR
+    hits: float = _ASSUMED_WORTH * _PRIOR
     expected: float = _PRIOR
 
 

@@ -21,9 +21,9 @@ def guessed(
     return found
 
 
-def test_at_first_the_sources_are_believed() -> None:
+def test_at_first_every_guess_is_taken_to_be_said_too_likely() -> None:
     found = guessed(HitRates(), (ROOT, 1, 0.6), (0, 2, 0.3))
-    assert found.guesses.probabilities == pytest.approx([0.6, 0.3])
+    assert found.guesses.probabilities == pytest.approx([0.7 * 0.6, 0.7**2 * 0.3])
 
 
 def test_boasting_guesses_lose_and_modest_ones_win() -> None:
@@ -51,7 +51,7 @@ def test_guesses_are_judged_below_what_was_said_only() -> None:
         rates.learn(guessed(rates, *nodes), [9])
         rates.learn(guessed(rates, *nodes), [1])
     first, second = guessed(rates, *nodes).guesses.probabilities
-    assert second / first == pytest.approx(0.5)
+    assert second / first == pytest.approx(0.7 * 0.5)
 
 
 def test_what_was_all_but_given_up_is_judged_on() -> None:
@@ -59,7 +59,7 @@ def test_what_was_all_but_given_up_is_judged_on() -> None:
     for _ in range(600):
         rates.learn(guessed(rates, node), [9])
     assert guessed(rates, node).guesses.probabilities == []
-    for _ in range(200):
+    for _ in range(600):
         rates.learn(guessed(rates, node), [1])
     assert guessed(rates, node).guesses.probabilities == pytest.approx([1.0], abs=0.3)
 

@@ -64,7 +64,9 @@ def test_tree_has_as_many_of_the_likeliest_guesses_as_it_may() -> None:
 
 
 def test_chain_follows_the_likeliest_guesses() -> None:
-    [tree] = proposer_of(num_nodes=9, shape="chain").draft([request_of(9)])
+    proposer = proposer_of(num_nodes=9, shape="chain")
+    proposer.sources = [LikelyFan()]
+    [tree] = proposer.draft([request_of(9)])
     assert list(tree) == [1] * len(tree)
     assert tree.is_chain
     assert len(tree) > 2
@@ -107,7 +109,7 @@ def test_what_never_comes_true_is_not_verified_for_long() -> None:
         [tree] = proposer.draft([request_of(*text)])
         sizes.append(len(tree))
         text.append(7)
-    assert sizes[0] > 2
+    assert sizes[0] > 1
     assert sizes[-1] == 0
 
 
