@@ -160,7 +160,9 @@ class _Level(NamedTuple):
         owners, tokens, weights = _summed(
             np.concatenate([_each(owner, wanted), _each(whose, shorter.tokens)]),
             np.concatenate([wanted.ravel(), shorter.tokens[at].ravel()]),
-            np.concatenate([chances.ravel(), _PRIOR * shorter.chances[at].ravel()]),
+            np.concatenate(
+                [chances.ravel().astype(np.float64), _PRIOR * shorter.chances[at].ravel()]
+            ),
         )
         found, likely = _likeliest(owners, tokens, weights, num=len(keys))
         likely /= (counts + _PRIOR * np.bincount(whose, minlength=len(keys)))[:, None]
