@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import os
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -15,8 +16,11 @@ EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 
 @pytest.fixture(scope="module")
 def load_example() -> Iterator[Callable[[str], ModuleType]]:
-    """Imports a script by its path below `examples`, importable in one file of tests only."""
-    before, names = list(sys.path), set(sys.modules)
+    """Imports a script by its path below `examples`, importable in one file of tests only.
+
+    What a script sets in the environment, for its own process, is undone as well.
+    """
+    before, names, environment = list(sys.path), set(sys.modules), dict(os.environ)
 
     def load(script: str) -> ModuleType:
         folder = str((EXAMPLES / script).parent)
@@ -26,6 +30,8 @@ def load_example() -> Iterator[Callable[[str], ModuleType]]:
 
     yield load
     sys.path[:] = before
+    os.environ.clear()
+    os.environ.update(environment)
     for name in set(sys.modules) - names:
         if str(getattr(sys.modules[name], "__file__", "")).startswith(str(EXAMPLES)):
             del sys.modules[name]

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
-import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -14,13 +13,9 @@ import pytest
 
 
 @pytest.fixture(scope="module")
-def load(load_example: Callable[[str], ModuleType]) -> Iterator[Any]:
+def load(load_example: Callable[[str], ModuleType]) -> Callable[[str], ModuleType]:
     """Returns a function that imports a module of the benchmark."""
-    # The benchmark's programs set vLLM up for their own process.
-    environment = dict(os.environ)
-    yield lambda name: load_example(f"benchmarks/kv_retention/{name}")
-    os.environ.clear()
-    os.environ.update(environment)
+    return lambda name: load_example(f"benchmarks/kv_retention/{name}")
 
 
 def test_every_arm_sees_the_same_sessions(load: Any) -> None:

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -13,13 +12,9 @@ import pytest
 
 
 @pytest.fixture(scope="module")
-def load(load_example: Callable[[str], ModuleType]) -> Iterator[Any]:
+def load(load_example: Callable[[str], ModuleType]) -> Callable[[str], ModuleType]:
     """Returns a function that imports a module of the benchmark."""
-    # The benchmark's programs set vLLM up for their own process.
-    environment = dict(os.environ)
-    yield lambda name: load_example(f"benchmarks/token_tree/{name}")
-    os.environ.clear()
-    os.environ.update(environment)
+    return lambda name: load_example(f"benchmarks/token_tree/{name}")
 
 
 @pytest.mark.parametrize(
