@@ -79,7 +79,15 @@ class Successors:
                 known. [places, `ORDER`]
             wanted: what the target finds likely there. [places, k]
             chances: how likely. [places, k]
+
+        Raises:
+            DraftError: the vocabulary is too large for the table.
         """
+        if target.vocab_size >= 1 << _BITS:
+            raise DraftError(
+                f"The target's vocabulary has {target.vocab_size} tokens, but a table of "
+                f"successors holds fewer than {1 << _BITS}."
+            )
         known = np.cumprod(contexts[:, ::-1] >= 0, axis=1).sum(axis=1)
         levels, shorter = list[_Level](), _Level.empty()
         for length in range(1, ORDER + 1):

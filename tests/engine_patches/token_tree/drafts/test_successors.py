@@ -67,6 +67,12 @@ def test_contexts_are_counted_to_the_most_frequent(monkeypatch: pytest.MonkeyPat
     assert [bool(looked_up(table, token)) for token in (1, 2, 3)] == [True, False, True]
 
 
+def test_vocabulary_that_no_key_can_hold_is_refused() -> None:
+    huge, none = replace(FACTS, vocab_size=1 << 21), np.zeros((0, ORDER), dtype=np.int64)
+    with pytest.raises(DraftError, match="has 2097152 tokens, but a table of successors holds"):
+        Successors.learned(huge, none, none, none.astype(np.float32))
+
+
 def test_path_is_looked_up_behind_the_request_s_end() -> None:
     source = SuccessorsSource(learned(([4, 5, 6], {1: 1.0}), ([5, 6, 1], {2: 1.0})))
     tokens = np.array([3, 4, 5, 6], dtype=np.int32)
