@@ -40,9 +40,9 @@ class InTurns:
 
     def __init__(self, num_requests: int) -> None:
         self.is_tree, self.rng, self._num_requests = False, np.random.default_rng(0), num_requests
-        self.begin()
+        self.start_over()
 
-    def begin(self) -> None:
+    def start_over(self) -> None:
         """Starts with a step in which all of the requests draft."""
         self._turns = cycle([True] * self._num_requests + [False] * self._num_requests)
 
@@ -70,6 +70,8 @@ def measure(llm: Any, source: InTurns, given: Any, sampling: dict[str, Any]) -> 
     engine = llm.llm_engine
     runner = engine.engine_core.engine_core.model_executor.driver_worker.worker.model_runner
     runner.drafter.sources = [source]
+    # Wrong guesses would soon be given up, and no tree be left to measure.
+    runner.drafter._hit_rates.worth = lambda _kind: 1.0
     steps: dict[str, list[float]] = defaultdict(list)
     sample = runner._sample
 
@@ -95,7 +97,7 @@ def measure(llm: Any, source: InTurns, given: Any, sampling: dict[str, Any]) -> 
         engine.add_request(name, {"prompt_token_ids": prompt}, params)
     for _ in range(4 + given.batch):
         engine.step()
-    source.begin()
+    source.start_over()
     engine.step()
     for name in list(steps):
         steps[name].clear()
