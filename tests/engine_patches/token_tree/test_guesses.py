@@ -8,6 +8,7 @@ import pytest
 from adaseek_vllm.token_tree import ROOT, Expansion
 from adaseek_vllm.token_tree.guesses import (
     Guesses,
+    TokensPerCost,
     best_step,
     expanded,
     selected,
@@ -86,6 +87,15 @@ def test_free_rows_take_all_up_to_the_limit() -> None:
 def test_expensive_rows_take_none() -> None:
     trees = selected([ONE, OTHER], max_nodes=9, step_cost=float)
     assert trees == [[], []]
+
+
+def test_rows_that_make_a_step_cheaper_are_filled_with_unlikely_guesses() -> None:
+    unlikely = guesses_of(*((ROOT, token, 0.02) for token in range(6)))
+    seconds = {1: 0.132, 2: 0.141, 3: 0.117, 4: 0.111, 5: 0.113, 6: 0.118, 7: 0.126}
+    (tree,) = selected([unlikely], max_nodes=9, step_cost=lambda rows: seconds[rows])
+    assert list(tree) == [0, 1, 2, 3]
+    rate = TokensPerCost(1, 6, lambda rows: seconds[rows])
+    assert rate.may_rise(0.02)
 
 
 def test_budget_goes_to_the_request_with_the_better_guesses() -> None:
